@@ -1,0 +1,147 @@
+package clarifaihttp_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptrace"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var quiet = slog.New(slog.DiscardHandler)
+
+type roundTripperFunc func(*http.Request) (*http.Response, error)
+
+func (f roundTripperFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+const (
+	okBody        = `{"status":{"code":10000,"description":"Ok"}}`
+	throttledBody = `{"status":{"code":"CONN_THROTTLED","description":"Making too many requests","details":"exceeded limit of %d requests per second","req_id":"4d1f"}}`
+)
+
+func respond(status int, body string) *http.Response {
+	return &http.Response{
+		StatusCode:    status,
+		Header:        http.Header{"Content-Type": {"application/json"}},
+		Body:          io.NopCloser(strings.NewReader(body)),
+		ContentLength: int64(len(body)),
+	}
+}
+
+func ok() *http.Response { return respond(http.StatusOK, okBody) }
+
+// throttled is an answer as Clarifai's, with Retry-After if that is not empty.
+func throttled(retryAfter string) *http.Response {
+	resp := respond(http.StatusTooManyRequests, fmt.Sprintf(throttledBody, 15))
+	if retryAfter != "" {
+		resp.Header.Set("Retry-After", retryAfter)
+	}
+	return resp
+}
+
+// sent fires the hooks of httptrace as net/http does for a request that is
+// written at once.
+func sent(req *http.Request) {
+	connected(req)
+	httptrace.ContextClientTrace(req.Context()).WroteRequest(httptrace.WroteRequestInfo{})
+}
+
+// connected fires the hooks of httptrace as net/http does before it writes.
+func connected(req *http.Request) {
+	trace := httptrace.ContextClientTrace(req.Context())
+	trace.GetConn("server:443")
+	trace.GotConn(httptrace.GotConnInfo{})
+}
+
+// sleep waits for d or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		// Several goroutines of a bubble that receive from expired timers at the
+		// same time crash the race detector of Go 1.26.
+		return context.Cause(ctx)
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func get(ctx context.Context, t testing.TB) *http.Request {
+	t.Helper()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://server/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return req
+}
+
+// A timeline records when things happened, since it was made.
+type timeline struct {
+	begin time.Time
+	mu    sync.Mutex
+	at    []time.Duration
+}
+
+func newTimeline() *timeline { return &timeline{begin: time.Now()} }
+
+// mark records an event and returns its number, from 0.
+func (l *timeline) mark() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.at = append(l.at, time.Since(l.begin))
+	return len(l.at) - 1
+}
+
+func (l *timeline) check(t *testing.T, what string, want ...time.Duration) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	slices.Sort(l.at)
+	if !slices.Equal(l.at, want) {
+		t.Errorf("%s at %v, want %v", what, l.at, want)
+	}
+}
+
+// times returns n times d.
+func times(n int, d time.Duration) []time.Duration { return slices.Repeat([]time.Duration{d}, n) }
+
+// all sends n requests at once and returns when all are done.
+func all(t *testing.T, rt http.RoundTripper, n int) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			resp, err := rt.RoundTrip(get(t.Context(), t))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("status %d", resp.StatusCode)
+			}
+			resp.Body.Close()
+		})
+	}
+	wg.Wait()
+}
+
+// body reads and closes a response's body.
+func body(t *testing.T, resp *http.Response) string {
+	t.Helper()
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Error(err)
+	}
+	return string(b)
+}

@@ -1,0 +1,72 @@
+// Package clarifaihttp keeps any [net/http.Client] within Clarifai's API rate
+// limit, without a change to the code that uses it.
+//
+//	client := &http.Client{Transport: clarifaihttp.NewTransport(nil)}
+//
+// Clarifai's API allows 15 requests per second and account by default. A client
+// that goes beyond is answered CONN_THROTTLED, code 11005, and no request of
+// the account is processed for a while; Clarifai recommends to wait 15 s. A
+// [Transport] lets requests go as the limit allows, so that this does not
+// happen, and where it does (others may use the account, too) it pauses all of
+// them, sends one as a probe, and the others at a pace that the server takes.
+// The caller sees neither.
+//
+// Create one Transport per account and share it, or several over one
+// [Throttle]. Requests that must wait do so in [Transport.RoundTrip], in one
+// line. Their contexts and the client's Timeout count: a request that could not
+// go before its deadline fails at once with a [WaitError].
+//
+// # The guarantee
+//
+// At most Limit requests arrive at the server in any Window, whatever the
+// network does to them on their way, as long as
+//
+//   - all requests of the account go through one Throttle. Those of other
+//     processes and other users of the account do not; see Several processes.
+//   - a request with a body of at most 64 KiB takes no longer than
+//     [Throttle].Transit from being written to arriving. For a slower network
+//     set it higher, or negative.
+//   - nothing behind the Transport sends requests again without net/http's
+//     knowledge: a proxy that replays them is not seen. What net/http sends
+//     again by itself is counted.
+//
+// [Throttle] has the proof. A server that counts otherwise than over windows of
+// this length (sliding-window counters, or with bursts below Limit) may throttle
+// now and then; then the pause, the probe and the pace take over.
+//
+// # What is retried
+//
+// Throttles are, whatever the method, because a throttled request was refused
+// before it was processed: at most 10 times ([WithMaxRetries]), if the body can
+// be sent again (by GetBody, or because it fits [WithReplayBuffer]), and if the
+// pause ends before the context does. Otherwise the caller gets the throttle, as
+// it came. Nothing else is retried. To have connection errors and 5xx answers
+// retried, put a retryablehttp.Client around:
+//
+//	client := retryablehttp.NewClient()
+//	client.HTTPClient.Transport = clarifaihttp.NewTransport(nil)
+//
+// Each of its attempts keeps to the limit.
+//
+// # What can be noticed
+//
+// Redirects, cookies, 1xx answers, upgrades, trailers, HTTP/2, compression and
+// httptrace hooks work as with the base alone. These differences remain:
+//
+//   - The bodies of answers with a status of 400 or more (up to 16 KiB), and of
+//     2xx answers with JSON of a known length of at most 1 KiB, are looked at
+//     before RoundTrip returns, which waits for their bytes, bounded by the
+//     context.
+//   - A caller's httptrace hooks run once per attempt. GotConn may be called
+//     late when net/http sends a request again by itself, since that waits.
+//   - A request body without GetBody is closed when it was read to its end or
+//     when RoundTrip returns, not before, since it may be sent again.
+//   - A request body is wrapped, so that an *os.File is copied to the
+//     connection and not handed to the kernel (sendfile).
+//
+// # Virtual time
+//
+// All waiting is by timers of package time, so that tests in a bubble of
+// [testing/synctest] wait in no time. Package throttletest has a server that
+// throttles as Clarifai does and that works there, too.
+package clarifaihttp

@@ -1,0 +1,199 @@
+package clarifaihttp_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/throttletest"
+)
+
+// A network is a base without sockets, for virtual time: a request takes a
+// random time to the server, is served or throttled, and the answer takes a
+// random time back. It fires the hooks of httptrace as net/http does.
+type network struct {
+	server  *throttletest.Handler
+	jitter  time.Duration // one way: uniform between 0 and this
+	service func(*rand.Rand) time.Duration
+
+	mu  sync.Mutex
+	rng *rand.Rand
+}
+
+func newNetwork(server *throttletest.Handler, jitter time.Duration, service func(*rand.Rand) time.Duration) *network {
+	return &network{server: server, jitter: jitter, service: service, rng: rand.New(rand.NewPCG(1, uint64(jitter)))}
+}
+
+// fixed is a service time.
+func fixed(d time.Duration) func(*rand.Rand) time.Duration {
+	return func(*rand.Rand) time.Duration { return d }
+}
+
+// between is a service time uniform between a and b.
+func between(a, b time.Duration) func(*rand.Rand) time.Duration {
+	return func(r *rand.Rand) time.Duration { return a + time.Duration(r.Int64N(int64(b-a))) }
+}
+
+func (n *network) RoundTrip(req *http.Request) (*http.Response, error) {
+	n.mu.Lock()
+	there := time.Duration(n.rng.Int64N(int64(n.jitter) + 1))
+	back := time.Duration(n.rng.Int64N(int64(n.jitter) + 1))
+	service := n.service(n.rng)
+	n.mu.Unlock()
+
+	sent(req)
+	if err := sleep(req.Context(), there); err != nil {
+		return nil, err
+	}
+	served := n.server.Allow(time.Now())
+	if served {
+		if err := sleep(req.Context(), service); err != nil {
+			return nil, err
+		}
+	}
+	if err := sleep(req.Context(), back); err != nil {
+		return nil, err
+	}
+	if served {
+		return ok(), nil
+	}
+	return respond(http.StatusTooManyRequests, fmt.Sprintf(throttledBody, n.server.Limit)), nil
+}
+
+// flood sends requests from so many workers through each of the transports for
+// the time given.
+func flood(t *testing.T, d time.Duration, workers int, transports ...http.RoundTripper) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for _, rt := range transports {
+		for range workers {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://server/", nil)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					resp, err := rt.RoundTrip(req)
+					switch {
+					case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+						return
+					case err != nil:
+						t.Error(err)
+						return
+					case resp.StatusCode != http.StatusOK:
+						t.Errorf("status %d", resp.StatusCode)
+						return
+					}
+					resp.Body.Close()
+				}
+			})
+		}
+	}
+	time.Sleep(d)
+	cancel()
+	wg.Wait()
+}
+
+func TestGoodput(t *testing.T) {
+	const ms = time.Millisecond
+	for _, tt := range []struct {
+		name     string
+		throttle func() *clarifaihttp.Throttle
+		limit    int // 0: 15
+		window   time.Duration
+		jitter   time.Duration
+		service  func(*rand.Rand) time.Duration
+		workers  int
+		time     time.Duration
+		least    float64 // of the limit
+	}{
+		{name: "jitter 0", least: 0.94},
+		{name: "jitter 20ms", jitter: 20 * ms, least: 0.92},
+		{name: "jitter 100ms", jitter: 100 * ms, least: 0.86},
+		{name: "jitter 300ms", jitter: 300 * ms, least: 0.77,
+			throttle: func() *clarifaihttp.Throttle { return &clarifaihttp.Throttle{Transit: 300 * ms} }},
+		{name: "inference of 2 to 30 s", workers: 512, service: between(2*time.Second, 30*time.Second), least: 0.78},
+		{name: "limit 100", limit: 100, least: 0.92,
+			throttle: func() *clarifaihttp.Throttle { return &clarifaihttp.Throttle{Limit: 100} }},
+		{name: "15 per minute", window: time.Minute, time: time.Hour, least: 0.99,
+			throttle: func() *clarifaihttp.Throttle { return &clarifaihttp.Throttle{Window: time.Minute} }},
+	} {
+		for _, algorithm := range []throttletest.Algorithm{throttletest.SlidingLog, throttletest.FixedWindow, throttletest.TokenBucket, throttletest.GCRA} {
+			t.Run(fmt.Sprint(tt.name, "/", algorithm), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					tt := tt
+					if tt.throttle == nil {
+						tt.throttle = func() *clarifaihttp.Throttle { return new(clarifaihttp.Throttle) }
+					}
+					if tt.limit == 0 {
+						tt.limit = 15
+					}
+					if tt.window == 0 {
+						tt.window = time.Second
+					}
+					if tt.service == nil {
+						tt.service = fixed(50 * ms)
+					}
+					if tt.workers == 0 {
+						tt.workers = max(64, 2*tt.limit)
+					}
+					if tt.time == 0 {
+						tt.time = 300 * time.Second
+					}
+					server := &throttletest.Handler{Limit: tt.limit, Window: tt.window, Algorithm: algorithm}
+					th := tt.throttle()
+					flood(t, tt.time, tt.workers, clarifaihttp.NewTransport(newNetwork(server, tt.jitter, tt.service), clarifaihttp.WithThrottle(th)))
+					stats := server.Stats()
+					goodput := float64(stats.Served) / (float64(tt.limit) * float64(tt.time) / float64(tt.window))
+					t.Logf("goodput %.1f %%, %+v", 100*goodput, stats)
+					if goodput < tt.least {
+						t.Errorf("goodput %.2f %%, want %.0f %%", 100*goodput, 100*tt.least)
+					}
+					if stats.Throttled != 0 {
+						t.Errorf("%d throttled", stats.Throttled)
+					}
+					if stats.Peak > tt.limit {
+						t.Errorf("%d arrivals in a window of %v, want %d at most", stats.Peak, tt.window, tt.limit)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestForeignProcesses has several processes share an account and not know of
+// each other: pause, probe and pace are all they have.
+func TestForeignProcesses(t *testing.T) {
+	const d, runs = 1500 * time.Second, 4
+	for processes, least := range map[int]float64{2: 0.76, 4: 0.70, 8: 0.58} {
+		t.Run(fmt.Sprint(processes), func(t *testing.T) {
+			var sum float64
+			for run := range runs {
+				synctest.Test(t, func(t *testing.T) {
+					server := &throttletest.Handler{Limit: 15}
+					var transports []http.RoundTripper
+					for i := range processes {
+						n := newNetwork(server, 20*time.Millisecond, fixed(50*time.Millisecond))
+						n.rng = rand.New(rand.NewPCG(uint64(run), uint64(i)))
+						transports = append(transports, clarifaihttp.NewTransport(n, clarifaihttp.WithLogger(quiet)))
+					}
+					flood(t, d, 64, transports...)
+					sum += float64(server.Stats().Served) / (15 * d.Seconds())
+					t.Logf("run %d: %.1f %%, %+v", run, float64(server.Stats().Served)/(15*d.Seconds())*100, server.Stats())
+				})
+			}
+			if mean := sum / runs; mean < least {
+				t.Errorf("goodput %.1f %%, want %.0f %%", 100*mean, 100*least)
+			}
+		})
+	}
+}

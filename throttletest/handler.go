@@ -1,0 +1,220 @@
+package throttletest
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A Handler serves requests up to a limit and throttles those beyond, as
+// Clarifai does: HTTP 429 with a status of code CONN_THROTTLED, after which it
+// halts: every request is throttled until the halt is over. Then the Algorithm
+// goes on where it was; the requests throttled used up nothing.
+//
+// A request counts at the instant ServeHTTP is called. Nothing is read of the
+// body of a throttled one.
+//
+// One Handler is one account. Its zero value is ready to use. The fields must
+// not be changed after first use, which panics if one of them is invalid. It is
+// safe for concurrent use.
+type Handler struct {
+	Next        http.Handler  // serves what is not throttled; nil: a status "Ok" in JSON
+	Limit       int           // requests per Window; 0: 15
+	Window      time.Duration // 0: 1 s
+	Halt        time.Duration // 0: 15 s; negative: none, just what is over the limit is throttled
+	RestartHalt bool          // a request during a halt starts it anew
+	Algorithm   Algorithm     // that counts; the zero value is SlidingLog
+
+	Status     int      // HTTP status of a throttle, 200 at least; 0: 429
+	Code       CodeForm // of the code in its body; the zero value is CodeName
+	RetryAfter string   // its Retry-After header, as it is; "": none, as Clarifai sends it
+
+	requestID atomic.Uint64
+
+	mu       sync.Mutex // guards what follows
+	limiter  limiter    // nil before first use
+	now      time.Time  // the latest
+	haltEnd  time.Time
+	arrivals recent
+	stats    Stats
+}
+
+var _ http.Handler = (*Handler)(nil)
+
+// A CodeForm is a way to write the code of a throttle in JSON. Clarifai uses the
+// name and the number; a client should understand all of them.
+type CodeForm int
+
+const (
+	CodeName   CodeForm = iota // "CONN_THROTTLED"
+	CodeInt                    // 11005
+	CodeString                 // "11005"
+)
+
+var codes = [...]string{CodeName: `"CONN_THROTTLED"`, CodeInt: `11005`, CodeString: `"11005"`}
+
+// Stats are what a [Handler] has counted.
+type Stats struct {
+	Served    int // requests that went to Next
+	Throttled int
+	Peak      int // most requests, served or throttled, in less than one Window
+	Taken     int // requests of others that [Handler.Take] had served; they are in no other count
+}
+
+// ServeHTTP has the request served by Next or throttles it.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case !h.Allow(time.Now()):
+		h.throttle(w)
+	case h.Next != nil:
+		h.Next.ServeHTTP(w, r)
+	default:
+		writeJSON(w, http.StatusOK, `{"status":{"code":10000,"description":"Ok"}}`)
+	}
+}
+
+// Allow counts a request that arrives now and reports whether it is served. It is
+// what ServeHTTP asks, for simulations that use no HTTP. A now before the latest
+// one counts as that.
+func (h *Handler) Allow(now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now = h.at(now)
+	h.arrivals.add(now)
+	h.stats.Peak = max(h.stats.Peak, h.arrivals.count(now))
+	if !h.serves(now) {
+		h.stats.Throttled++
+		return false
+	}
+	h.stats.Served++
+	return true
+}
+
+// Take has n requests arrive at once from another user of the account, and
+// returns how many of them were served. If there is one too many, a halt begins.
+func (h *Handler) Take(n int) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now, served := h.at(time.Now()), 0
+	for range n {
+		if h.serves(now) {
+			served++
+		}
+	}
+	h.stats.Taken += served
+	return served
+}
+
+// HaltFor begins a halt, as if another user of the account had gone over the
+// limit. It lasts for d, or for Halt if d is not positive; one that is under way
+// is never cut short.
+func (h *Handler) HaltFor(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if d <= 0 {
+		d = h.halt()
+	}
+	h.haltUntil(h.at(time.Now()).Add(d))
+}
+
+// Stats returns what was counted so far.
+func (h *Handler) Stats() Stats {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.stats
+}
+
+func (h *Handler) limit() int            { return cmp.Or(h.Limit, 15) }
+func (h *Handler) window() time.Duration { return cmp.Or(h.Window, time.Second) }
+func (h *Handler) halt() time.Duration   { return cmp.Or(h.Halt, 15*time.Second) }
+
+// check panics if a field is invalid.
+func (h *Handler) check() {
+	for _, f := range []struct {
+		name  string
+		value any
+		valid bool
+	}{
+		{"Window", h.Window, h.Window >= 0},
+		{"Limit", h.Limit, h.Limit >= 0 && int64(h.limit()) <= math.MaxInt64/int64(h.window())}, // see bucket
+		{"Algorithm", h.Algorithm, h.Algorithm.known()},
+		{"Status", h.Status, h.Status == 0 || h.Status >= 200 && h.Status <= 999},
+		{"Code", h.Code, h.Code >= 0 && int(h.Code) < len(codes)},
+	} {
+		if !f.valid {
+			panic(fmt.Sprintf("throttletest: invalid %s: %v", f.name, f.value))
+		}
+	}
+}
+
+// at returns now, but never one before the latest: between reading the clock and
+// getting the lock, requests overtake each other. h.mu must be held.
+func (h *Handler) at(now time.Time) time.Time {
+	if h.limiter == nil {
+		h.check()
+		h.limiter = newLimiter(h.Algorithm, h.limit(), h.window())
+		h.arrivals.window = h.window()
+	}
+	if now.After(h.now) {
+		h.now = now
+	}
+	return h.now
+}
+
+// serves reports whether a request that arrives now is served; if not, a halt
+// begins or goes on. h.mu must be held.
+func (h *Handler) serves(now time.Time) bool {
+	halted := now.Before(h.haltEnd)
+	if !halted && h.limiter.allow(now) {
+		return true
+	}
+	if !halted || h.RestartHalt {
+		h.haltUntil(now.Add(h.halt()))
+	}
+	return false
+}
+
+// haltUntil prolongs the halt to end; h.mu must be held.
+func (h *Handler) haltUntil(end time.Time) {
+	if end.After(h.haltEnd) {
+		h.haltEnd = end
+	}
+}
+
+// throttle writes the answer to a request that is throttled.
+func (h *Handler) throttle(w http.ResponseWriter) {
+	id := fmt.Sprintf("%032x", h.requestID.Add(1))
+	w.Header().Set("X-Clarifai-Request-Id", id)
+	if h.RetryAfter != "" {
+		w.Header().Set("Retry-After", h.RetryAfter)
+	}
+	writeJSON(w, cmp.Or(h.Status, http.StatusTooManyRequests), fmt.Sprintf(
+		`{"status":{"code":%s,"description":"Making too many requests","details":"exceeded limit of %d requests per %s","req_id":"%s"}}`,
+		codes[h.Code], h.limit(), unit(h.window()), id))
+}
+
+// unit is a window in the words of Clarifai's details.
+func unit(window time.Duration) string {
+	switch window {
+	case time.Second:
+		return "second"
+	case time.Minute:
+		return "minute"
+	case time.Hour:
+		return "hour"
+	}
+	return window.String()
+}
+
+func writeJSON(w http.ResponseWriter, status int, body string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	io.WriteString(w, body)
+}

@@ -1,0 +1,488 @@
+package clarifaihttp_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+
+	"example.com/clarifaihttp"
+)
+
+// A body is a request body of unknown type to net/http, which counts its
+// closes and reports reads after them.
+type requestBody struct {
+	io.Reader
+	closes atomic.Int32
+	t      *testing.T
+}
+
+func newBody(t *testing.T, s string) *requestBody {
+	return &requestBody{Reader: strings.NewReader(s), t: t}
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	if b.closes.Load() > 0 {
+		b.t.Error("body read after Close")
+	}
+	return b.Reader.Read(p)
+}
+
+func (b *requestBody) Close() error {
+	b.closes.Add(1)
+	return nil
+}
+
+func (b *requestBody) check(t *testing.T) {
+	t.Helper()
+	if n := b.closes.Load(); n != 1 {
+		t.Errorf("body closed %d times, want once", n)
+	}
+}
+
+// throttles is a server that throttles the first n requests with Retry-After: 0
+// and echoes the bodies of the others.
+func throttles(t *testing.T, n int32) (srv *httptest.Server, requests *atomic.Int32) {
+	requests = new(atomic.Int32)
+	srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		if requests.Add(1) <= n {
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(http.StatusTooManyRequests)
+			fmt.Fprintf(w, throttledBody, 15)
+			return
+		}
+		w.Write(b)
+	}))
+	t.Cleanup(srv.Close)
+	return srv, requests
+}
+
+// quick is a Throttle whose pauses are short enough for real time.
+func quick() *clarifaihttp.Throttle {
+	return &clarifaihttp.Throttle{Limit: 1000, Window: ms, Backoff: ms, MaxBackoff: ms}
+}
+
+func TestRetriesBodies(t *testing.T) {
+	const content = "What is told three times is true."
+	getBody := func(r *http.Request, content string) {
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(content)), nil }
+	}
+	for _, tt := range []struct {
+		name    string
+		opts    []clarifaihttp.Option
+		prepare func(*http.Request)
+		content string
+		status  int
+	}{
+		{name: "GetBody", content: content, status: 200, prepare: func(r *http.Request) { getBody(r, content) },
+			opts: []clarifaihttp.Option{clarifaihttp.WithReplayBuffer(0)}},
+		{name: "GetBody fails", content: content, status: 429, prepare: func(r *http.Request) {
+			r.GetBody = func() (io.ReadCloser, error) { return nil, errors.New("own") }
+		}},
+		{name: "known length", content: content, status: 200, prepare: func(r *http.Request) { r.ContentLength = int64(len(content)) }},
+		{name: "unknown length", content: content, status: 200},
+		{name: "as long as the buffer", content: content, status: 200, opts: []clarifaihttp.Option{clarifaihttp.WithReplayBuffer(len(content))}},
+		{name: "longer than the buffer", content: content, status: 429, opts: []clarifaihttp.Option{clarifaihttp.WithReplayBuffer(len(content) - 1)}},
+		{name: "known to be longer", content: content, status: 429, prepare: func(r *http.Request) { r.ContentLength = int64(len(content)) },
+			opts: []clarifaihttp.Option{clarifaihttp.WithReplayBuffer(len(content) - 1)}},
+		{name: "no buffer", content: content, status: 429, opts: []clarifaihttp.Option{clarifaihttp.WithReplayBuffer(0)}},
+		{name: "no retries", content: content, status: 429, opts: []clarifaihttp.Option{clarifaihttp.WithMaxRetries(0)}},
+		{name: "too few retries", content: content, status: 429, opts: []clarifaihttp.Option{clarifaihttp.WithMaxRetries(2)}},
+		{name: "enough retries", content: content, status: 200, opts: []clarifaihttp.Option{clarifaihttp.WithMaxRetries(3)}},
+		{name: "1 MiB", content: strings.Repeat("0123456789abcdef", 1<<16), status: 200},
+		{name: "1 MiB and a byte", content: strings.Repeat("0123456789abcdef", 1<<16) + "!", status: 429},
+		{name: "empty", content: "", status: 200},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			srv, _ := throttles(t, 3)
+			b := newBody(t, tt.content)
+			req, err := http.NewRequest(http.MethodPost, srv.URL, b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.prepare != nil {
+				tt.prepare(req)
+			}
+			opts := append(tt.opts, clarifaihttp.WithThrottle(quick()), clarifaihttp.WithLogger(quiet))
+			resp, err := clarifaihttp.NewTransport(srv.Client().Transport, opts...).RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := tt.content
+			if tt.status == 429 {
+				want = fmt.Sprintf(throttledBody, 15)
+			}
+			if got := body(t, resp); resp.StatusCode != tt.status || got != want {
+				t.Errorf("status %d, want %d; %d bytes, want %d", resp.StatusCode, tt.status, len(got), len(want))
+			}
+			if resp.Request != req {
+				t.Error("resp.Request is not the caller's")
+			}
+			b.check(t)
+		})
+	}
+}
+
+// TestReplayWaitsForUpload has a server throttle while the upload goes on.
+func TestReplayWaitsForUpload(t *testing.T) {
+	for _, closes := range []bool{true, false} {
+		t.Run(fmt.Sprint(closes), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				starts := newTimeline()
+				rt := newTransport(new(clarifaihttp.Throttle), func(req *http.Request) (*http.Response, error) {
+					if starts.mark() == 0 {
+						io.ReadFull(req.Body, make([]byte, 4))
+						if closes {
+							time.AfterFunc(500*ms, func() { req.Body.Close() })
+						}
+						return throttled(""), nil
+					}
+					b, err := io.ReadAll(req.Body)
+					req.Body.Close()
+					return respond(200, string(b)), err
+				})
+				b := newBody(t, "0123456789")
+				req, _ := http.NewRequest(http.MethodPost, "http://server/", b)
+				resp, err := rt.RoundTrip(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if closes {
+					if got := body(t, resp); got != "0123456789" {
+						t.Errorf("sent again: %q", got)
+					}
+					b.check(t)
+					return
+				}
+				if d := time.Since(starts.begin); resp.StatusCode != 429 || d != time.Second {
+					t.Errorf("status %d after %v, want the throttle after 1s", resp.StatusCode, d)
+				}
+			})
+		})
+	}
+}
+
+// TestConnectionIsUsedAgain has throttles free their connections.
+func TestConnectionIsUsedAgain(t *testing.T) {
+	var conns atomic.Int32
+	srv := httptest.NewUnstartedServer(nil)
+	var requests atomic.Int32
+	srv.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if requests.Add(1) <= 3 {
+			w.WriteHeader(http.StatusTooManyRequests)
+			w.Write(bytes.Repeat([]byte("slow down "), 2000)) // more than is looked at, less than is drained
+		}
+	})
+	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			conns.Add(1)
+		}
+	}
+	srv.Start()
+	defer srv.Close()
+	rt := clarifaihttp.NewTransport(srv.Client().Transport, clarifaihttp.WithThrottle(quick()), clarifaihttp.WithLogger(quiet))
+	resp, err := (&http.Client{Transport: rt}).Get(srv.URL)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp, err)
+	}
+	resp.Body.Close()
+	if n := conns.Load(); n != 1 {
+		t.Errorf("%d connections for %d attempts, want 1", n, requests.Load())
+	}
+}
+
+func TestThrottleBodyIsKeptInMemory(t *testing.T) {
+	// The retry is refused, so that the throttle is handed back out of memory.
+	for _, tt := range []struct {
+		name string
+		body io.Reader
+		want int
+		err  error
+	}{
+		{"whole", strings.NewReader(strings.Repeat("x", 64<<10)), 64 << 10, nil},
+		{"too long", strings.NewReader(strings.Repeat("x", 64<<10+1)), 64 << 10, io.ErrUnexpectedEOF},
+		{"broken", io.MultiReader(strings.NewReader("xyz"), iotest.ErrReader(io.ErrClosedPipe)), 3, io.ErrClosedPipe},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				starts := newTimeline()
+				rt := newTransport(new(clarifaihttp.Throttle), func(req *http.Request) (*http.Response, error) {
+					if starts.mark() == 1 { // extends the pause
+						time.Sleep(5 * time.Second)
+						return throttled(""), nil
+					}
+					time.Sleep(ms)
+					return &http.Response{StatusCode: 429, Header: http.Header{}, Body: io.NopCloser(tt.body), ContentLength: -1}, nil
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), 17*time.Second)
+				defer cancel()
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					resp, err := rt.RoundTrip(get(ctx, t))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					b, err := io.ReadAll(resp.Body)
+					if len(b) != tt.want || err != tt.err {
+						t.Errorf("%d bytes, %v; want %d, %v", len(b), err, tt.want, tt.err)
+					}
+				})
+				synctest.Wait()
+				wg.Go(func() { rt.RoundTrip(get(ctx, t)) })
+				wg.Wait()
+			})
+		})
+	}
+}
+
+// TestStalledThrottle has the rest of a throttle never come.
+func TestStalledThrottle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		starts := newTimeline()
+		rt := newTransport(new(clarifaihttp.Throttle), func(req *http.Request) (*http.Response, error) {
+			if starts.mark() > 0 {
+				return ok(), nil
+			}
+			r, w := io.Pipe()
+			go fmt.Fprintf(w, throttledBody[:len(throttledBody)-1], 15)
+			return &http.Response{StatusCode: 429, Header: http.Header{}, Body: r, ContentLength: -1}, nil
+		})
+		all(t, rt, 1)
+		starts.check(t, "starts", 0, 15*time.Second)
+	})
+}
+
+func TestBaseMisbehaves(t *testing.T) {
+	own := errors.New("own")
+	closed := false
+	closer := struct {
+		io.Reader
+		io.Closer
+	}{strings.NewReader(""), closeFunc(func() { closed = true })}
+	for _, tt := range []struct {
+		name   string
+		method string
+		resp   *http.Response
+		err    error
+		want   string // of the error; empty: none
+	}{
+		{name: "neither", want: "nil *Response"},
+		{name: "both", resp: &http.Response{StatusCode: 200, Body: closer}, err: own, want: "own"},
+		{name: "nil body", resp: &http.Response{StatusCode: 200}},
+		{name: "nil body of unknown length", resp: &http.Response{StatusCode: 200, ContentLength: -1}},
+		{name: "nil body of an answer to HEAD", method: "HEAD", resp: &http.Response{StatusCode: 200, ContentLength: 7}},
+		{name: "nil body with content", resp: &http.Response{StatusCode: 200, ContentLength: 7}, want: "content length 7 but a nil Body"},
+		{name: "nil body of a throttle", resp: &http.Response{StatusCode: 429}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				th := new(clarifaihttp.Throttle)
+				rt := clarifaihttp.NewTransport(roundTripperFunc(func(*http.Request) (*http.Response, error) { return tt.resp, tt.err }),
+					clarifaihttp.WithThrottle(th), clarifaihttp.WithMaxRetries(0), clarifaihttp.WithLogger(quiet))
+				b := newBody(t, "x")
+				req, err := http.NewRequest(tt.method, "http://server/", b)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp, err := rt.RoundTrip(req)
+				if (resp == nil) == (err == nil) {
+					t.Errorf("got %v and %v", resp, err)
+				}
+				switch {
+				case tt.want == "" && (err != nil || body(t, resp) != ""):
+					t.Errorf("got %v and %v, want an empty body", resp, err)
+				case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+					t.Errorf("error %v, want one that says %q", err, tt.want)
+				case tt.want != "":
+					b.check(t)
+				}
+				if tt.name == "both" && !closed {
+					t.Error("the response beside an error was not closed")
+				}
+				time.Sleep(250*ms + hold)
+				if s := th.Stats(); s.Held != 0 {
+					t.Errorf("%d slots held", s.Held)
+				}
+			})
+		})
+	}
+}
+
+type closeFunc func()
+
+func (f closeFunc) Close() error {
+	f()
+	return nil
+}
+
+func TestPanicLeavesNothingBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		th := new(clarifaihttp.Throttle)
+		for _, rt := range []http.RoundTripper{
+			newTransport(th, func(*http.Request) (*http.Response, error) { panic("own") }),
+			clarifaihttp.NewTransport(nil, clarifaihttp.WithThrottleFunc(func(*http.Request) *clarifaihttp.Throttle { panic("own") })),
+		} {
+			b := newBody(t, "x")
+			req, _ := http.NewRequest(http.MethodPost, "http://server/", b)
+			func() {
+				defer func() {
+					if recover() != "own" {
+						t.Error("no panic")
+					}
+				}()
+				rt.RoundTrip(req)
+			}()
+			b.check(t)
+		}
+		time.Sleep(250*ms + hold)
+		if s := th.Stats(); s.Held != 0 || s.Waiting != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestNilURL(t *testing.T) {
+	b := newBody(t, "x")
+	resp, err := clarifaihttp.NewTransport(nil).RoundTrip(&http.Request{Body: b})
+	if resp != nil || err == nil || !strings.HasPrefix(err.Error(), "clarifaihttp: ") {
+		t.Errorf("got %v, %v", resp, err)
+	}
+	b.check(t)
+}
+
+func TestThrottleFunc(t *testing.T) {
+	var seen []*http.Request
+	base := roundTripperFunc(func(req *http.Request) (*http.Response, error) {
+		seen = append(seen, req)
+		return throttled(""), nil
+	})
+	th := new(clarifaihttp.Throttle)
+	rt := clarifaihttp.NewTransport(base, clarifaihttp.WithMaxRetries(0), clarifaihttp.WithLogger(quiet),
+		clarifaihttp.WithThrottleFunc(func(req *http.Request) *clarifaihttp.Throttle {
+			if req.URL.Host == "api.clarifai.com" {
+				return th
+			}
+			return nil
+		}))
+	for _, host := range []string{"example.com", "api.clarifai.com"} {
+		req, _ := http.NewRequest(http.MethodGet, "http://"+host, nil)
+		if _, err := rt.RoundTrip(req); err != nil {
+			t.Fatal(err)
+		}
+		if untouched := seen[len(seen)-1] == req; untouched != (host == "example.com") {
+			t.Errorf("%s: the base got the caller's request: %v", host, untouched)
+		}
+	}
+	if s := th.Stats(); s.Attempts != 1 || s.Throttled != 1 || s.PausedUntil.IsZero() {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestInvalidOptions(t *testing.T) {
+	panics(t, "nil Option", func() { clarifaihttp.NewTransport(nil, nil) })
+	panics(t, "WithThrottle", func() { clarifaihttp.WithThrottle(nil) })
+	panics(t, "WithThrottleFunc", func() { clarifaihttp.WithThrottleFunc(nil) })
+	panics(t, "WithMaxRetries", func() { clarifaihttp.WithMaxRetries(-1) })
+	panics(t, "WithReplayBuffer", func() { clarifaihttp.WithReplayBuffer(-1) })
+	panics(t, "WithLogger", func() { clarifaihttp.WithLogger(nil) })
+}
+
+func TestDefaultTransport(t *testing.T) {
+	old := http.DefaultTransport
+	defer func() { http.DefaultTransport = old }()
+	srv, requests := throttles(t, 1)
+	http.DefaultTransport = clarifaihttp.NewTransport(nil, clarifaihttp.WithThrottle(quick()), clarifaihttp.WithLogger(quiet))
+	resp, err := (&http.Client{}).Post(srv.URL, "text/plain", strings.NewReader("hello"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := body(t, resp); got != "hello" || requests.Load() != 2 {
+		t.Errorf("%q after %d requests", got, requests.Load())
+	}
+}
+
+func TestCloseIdleConnections(t *testing.T) {
+	closed := false
+	base := &closesIdle{roundTripperFunc(func(*http.Request) (*http.Response, error) { return nil, errors.New("own") }), &closed}
+	client := &http.Client{Transport: clarifaihttp.NewTransport(base)}
+	if _, err := client.Get("http://server/"); err == nil {
+		t.Error("no error")
+	}
+	if closed {
+		t.Error("a failing call closed idle connections")
+	}
+	client.CloseIdleConnections()
+	if !closed {
+		t.Error("CloseIdleConnections did not reach the base")
+	}
+	clarifaihttp.NewTransport(roundTripperFunc(nil)).CloseIdleConnections() // a base that has none
+}
+
+type closesIdle struct {
+	http.RoundTripper
+	closed *bool
+}
+
+func (c *closesIdle) CloseIdleConnections() { *c.closed = true }
+
+func TestLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		handler := slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}})
+		starts := newTimeline()
+		rt := clarifaihttp.NewTransport(roundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			switch n := starts.mark(); {
+			case n < 3: // one begins the pause, the others extend it
+				time.Sleep(time.Duration(n+1) * ms)
+				return throttled(""), nil
+			case n == 3: // the probe
+				return throttled("40"), nil
+			}
+			return ok(), nil
+		}), clarifaihttp.WithLogger(slog.New(handler)))
+		all(t, rt, 3)
+		want := `level=WARN msg="clarifaihttp: throttled, pausing all requests" host=server code=11005 request_id=4d1f details="exceeded limit of 15 requests per second" wait=15s
+level=WARN msg="clarifaihttp: throttled, pausing all requests" host=server code=11005 request_id=4d1f details="exceeded limit of 15 requests per second" wait=40s
+level=INFO msg="clarifaihttp: throttle is over" host=server
+`
+		if log.String() != want {
+			t.Errorf("log\n%swant\n%s", &log, want)
+		}
+	})
+}
+
+func TestLogsToDefault(t *testing.T) {
+	old := slog.Default()
+	defer slog.SetDefault(old)
+	rt := clarifaihttp.NewTransport(roundTripperFunc(func(*http.Request) (*http.Response, error) { return throttled(""), nil }), clarifaihttp.WithMaxRetries(0))
+	var log bytes.Buffer
+	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil))) // as it is when a line is logged
+	if _, err := rt.RoundTrip(get(t.Context(), t)); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 {
+		t.Errorf("%d lines, want 1:\n%s", n, &log)
+	}
+}
