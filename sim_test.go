@@ -197,3 +197,58 @@ func TestForeignProcesses(t *testing.T) {
 		})
 	}
 }
+
+// TestLearnedLimit has an account whose limit is told by throttles alone.
+func TestLearnedLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const d = 300 * time.Second
+		server := &throttletest.Handler{Limit: 5}
+		flood(t, d, 64, clarifaihttp.NewTransport(newNetwork(server, 20*ms, fixed(50*ms)), clarifaihttp.WithLogger(quiet)))
+		stats := server.Stats()
+		goodput := float64(stats.Served) / (5 * d.Seconds())
+		t.Logf("goodput %.1f %%, %+v", 100*goodput, stats)
+		if goodput < 0.85 {
+			t.Errorf("goodput %.1f %%, want 85 %%", 100*goodput)
+		}
+		if stats.Throttled != 10 {
+			t.Errorf("%d throttled, want the 10 of the first burst that are too many", stats.Throttled)
+		}
+	})
+}
+
+// TestHaltThatRestarts has a server whose halt begins anew at each request and
+// is much longer than the first pause.
+func TestHaltThatRestarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &throttletest.Handler{Halt: 40 * time.Second, RestartHalt: true}
+		rt := clarifaihttp.NewTransport(newNetwork(server, 20*ms, fixed(50*ms)), clarifaihttp.WithLogger(quiet))
+		server.HaltFor(0)
+		begin := time.Now()
+		all(t, rt, 40)
+		if d := time.Since(begin); d > 3*time.Minute {
+			t.Errorf("40 requests served after %v, want 3m at most", d)
+		}
+	})
+}
+
+// TestNeighbour has another user take a part of the account's limit.
+func TestNeighbour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const d = 600 * time.Second
+		server := new(throttletest.Handler)
+		stop := time.Now().Add(d)
+		go func() {
+			for time.Now().Before(stop) {
+				server.Take(1)
+				time.Sleep(200 * ms)
+			}
+		}()
+		flood(t, d, 64, clarifaihttp.NewTransport(newNetwork(server, 20*ms, fixed(50*ms)), clarifaihttp.WithLogger(quiet)))
+		stats := server.Stats()
+		t.Logf("goodput %.1f %% of what the neighbour leaves, %+v", float64(stats.Served)/(10*d.Seconds())*100, stats)
+		if stats.Throttled > stats.Served/50 {
+			t.Errorf("%+v, want few throttled", stats)
+		}
+		time.Sleep(time.Second)
+	})
+}

@@ -133,10 +133,11 @@ func WithReplayBuffer(n int) Option {
 	return func(t *Transport) { t.maxReplay = n }
 }
 
-// WithLogger has pauses logged to l: one line at level Warn when a pause begins
-// (host, code, request id, details as the server words them, wait), and one at
-// level Info when a request was answered otherwise after it. The default is
-// [slog.Default] at that time. Nil panics; slog.DiscardHandler silences it.
+// WithLogger has pauses logged to l: one line at level Warn when a pause begins,
+// with the attributes host, code, request_id, details (as the server words them)
+// and wait, and one at level Info, with host, when the first request after it
+// was answered otherwise. The default is [slog.Default] at that time. Nil
+// panics; slog.DiscardHandler silences it.
 func WithLogger(l *slog.Logger) Option {
 	if l == nil {
 		panic("clarifaihttp: WithLogger: nil Logger")
@@ -333,7 +334,7 @@ func (c *call) again() bool {
 	if began {
 		c.log().WarnContext(c.Context, "clarifaihttp: throttled, pausing all requests",
 			"host", c.req.URL.Host, "code", status.Code, "request_id", status.RequestID,
-			"details", status.Details[:min(len(status.Details), maxLoggedDetails)], "wait", time.Until(until))
+			"details", status.Details[:min(len(status.Details), maxLoggedDetails)], "wait", time.Until(until).Round(time.Millisecond))
 	}
 	if c.attempts > c.t.maxRetries || c.throttle.absurd(v) || c.throttle.tooLate(c.Context) || !c.rewind() {
 		return false
