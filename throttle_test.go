@@ -701,7 +701,8 @@ func TestCancel(t *testing.T) {
 		}
 		req := get(t.Context(), t)
 		legacy := make(chan struct{})
-		req.Cancel = legacy //nolint:staticcheck // it must work still
+		//lint:ignore SA1019 it works as long as net/http has it
+		req.Cancel = legacy
 		time.AfterFunc(300*ms, func() { close(legacy) })
 		if _, err := rt.RoundTrip(req); err == nil || time.Since(starts.begin) != 600*ms {
 			t.Errorf("Request.Cancel: %v after %v", err, time.Since(starts.begin))
@@ -950,6 +951,7 @@ func TestLimiter(t *testing.T) {
 			}
 			req := get(t.Context(), t)
 			legacy := make(chan struct{})
+			//lint:ignore SA1019 it works as long as net/http has it
 			req.Cancel = legacy
 			time.AfterFunc(time.Second, func() { close(legacy) })
 			if _, err := rt.RoundTrip(req); err == nil || errors.Is(err, context.Canceled) {

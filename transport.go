@@ -241,6 +241,12 @@ func (c *call) replayable() int {
 // errPanic stands for the outcome of an attempt until there is one.
 var errPanic = errors.New("clarifaihttp: base panicked")
 
+// canceled returns Request.Cancel, which http.Client still sets for its Timeout.
+func (c *call) canceled() <-chan struct{} {
+	//lint:ignore SA1019 it works as long as net/http has it
+	return c.req.Cancel
+}
+
 // small reports whether the request fits the buffers of a socket.
 func (c *call) small() bool {
 	return !c.hasBody() || 0 < c.req.ContentLength && c.req.ContentLength <= maxBuffered
@@ -252,7 +258,7 @@ func (c *call) hasBody() bool { return c.req.Body != nil && c.req.Body != http.N
 func (c *call) attempt() {
 	tk := &ticket{retry: c.attempts > 0}
 	tk.deadline, _ = c.Deadline()
-	if err := c.throttle.start(c.Context, c.req.Cancel, tk); err != nil {
+	if err := c.throttle.start(c.Context, c.canceled(), tk); err != nil {
 		c.over = true
 		if _, late := errors.AsType[WaitError](err); !late || c.attempts == 0 {
 			c.resp, c.err = nil, err
@@ -426,7 +432,7 @@ func (w *wire) gotConn(httptrace.GotConnInfo) {
 	w.resent.Store(true)
 	earlier := w.ticket.Load()
 	c := w.call
-	tk := c.throttle.resent(c.Context, c.req.Cancel, earlier)
+	tk := c.throttle.resent(c.Context, c.canceled(), earlier)
 	if other := w.ticket.Swap(tk); other != earlier {
 		c.throttle.failed(other, true) // two at once
 	}
