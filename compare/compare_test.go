@@ -1,0 +1,183 @@
+package main
+
+import (
+	"maps"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// shortPeriod is how long the tests' floods last.
+const shortPeriod = 60 * time.Second
+
+// oneProcessor keeps the race detector sound: in Go 1.26 the timers of a
+// synctest bubble share one of its contexts, which it cannot bear when two
+// processors run them at once.
+func oneProcessor(t *testing.T) {
+	before := runtime.GOMAXPROCS(1)
+	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
+}
+
+// TestFlood floods every server over every network, through every client. It
+// fails if ours is throttled once, or if a peer's worst case is as good.
+func TestFlood(t *testing.T) {
+	oneProcessor(t)
+	floods := make([]map[condition]figures, len(clients))
+	for i, c := range clients {
+		floods[i] = measureFlood(t, c, shortPeriod)
+	}
+	worst := map[string]float64{}
+	for i, c := range clients {
+		worst[c.name] = record{flood: floods[i]}.worst().goodput
+		t.Logf("%s: goodput %s %% at worst", c.name, percent(worst[c.name]))
+		if !c.ours && c.name != nameShares {
+			continue
+		}
+		for cond, f := range floods[i] {
+			if f.throttled != 0 || f.peak > limit || f.lost != 0 {
+				t.Errorf("%s, %+v: %.0f of 1000 throttled, %d arrivals in a second, %d failed calls", c.name, cond, f.throttled, f.peak, f.lost)
+			}
+		}
+	}
+	for _, c := range peers() {
+		if worst[c.name] >= worst[nameOurs] {
+			t.Errorf("%s: goodput %.3f at worst, ours %.3f", c.name, worst[c.name], worst[nameOurs])
+		}
+	}
+}
+
+// peers are the clients that are not made of this package.
+func peers() (all []client) {
+	for _, c := range clients {
+		if c.module != "example.com/clarifaihttp" {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// TestOrder has each client do each of the other workloads. It fails if a
+// peer does better than ours.
+func TestOrder(t *testing.T) {
+	oneProcessor(t)
+	ours := clients[slices.IndexFunc(clients, func(c client) bool { return c.ours })]
+	for name, tt := range map[string]struct {
+		play   func(*testing.T, client) *world
+		better func(peer, ours figures) bool
+	}{
+		"job": {job, func(peer, ours figures) bool {
+			return ours.lost > 0 || peer.lost == 0 && peer.time <= ours.time
+		}},
+		"burst of the limit": {
+			func(t *testing.T, c client) *world { return burst(t, c, limit) },
+			func(peer, ours figures) bool { return ours.lost > 0 || peer.lost == 0 && peer.p99 < ours.p99 },
+		},
+		"burst of twice the limit": {
+			func(t *testing.T, c client) *world { return burst(t, c, 2*limit) },
+			func(peer, ours figures) bool { return ours.lost > 0 || peer.lost == 0 && peer.p99 <= ours.p99 },
+		},
+		"inference": {
+			func(t *testing.T, c client) *world { return inference(t, c, shortPeriod) },
+			func(peer, ours figures) bool { return len(peer.served) >= len(ours.served) },
+		},
+		"deadline": {deadlines, func(peer, ours figures) bool {
+			return peer.known < ours.known || peer.arrived < ours.arrived
+		}},
+		"neighbour": {
+			func(t *testing.T, c client) *world { return neighbour(t, c, usual, workers, period) },
+			func(peer, ours figures) bool { return len(peer.served) >= len(ours.served) },
+		},
+		"inference beside a neighbour": {
+			func(t *testing.T, c client) *world { return neighbour(t, c, slow, inferenceWorkers, period) },
+			func(peer, ours figures) bool { return len(peer.served) >= len(ours.served) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			best := figuresOf(tt.play(t, ours), 0)
+			for _, c := range peers() {
+				if f := figuresOf(tt.play(t, c), 0); tt.better(f, best) {
+					t.Errorf("%s is better: %v, ours %v", c.name, f, best)
+				}
+			}
+		})
+	}
+}
+
+// TestBodies fails if ours loses a body.
+func TestBodies(t *testing.T) {
+	for _, c := range clients {
+		for _, stream := range []bool{false, true} {
+			fate := bodyFate(t, c, stream)
+			t.Logf("%s, stream %v: %s", c.name, stream, fate)
+			if c.ours && fate != "served" {
+				t.Errorf("stream %v: %s", stream, fate)
+			}
+		}
+	}
+}
+
+// TestResults holds what is written down against what it is made from: the
+// versions are those of go.mod, and the README's figures those of RESULTS.md.
+func TestResults(t *testing.T) {
+	b, err := os.ReadFile("RESULTS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	results := string(b)
+	rs := make(records, len(clients))
+	for i, c := range clients {
+		rs[i].client = c
+	}
+	var table strings.Builder
+	clientTable(&table, rs)
+	if !strings.Contains(results, table.String()) {
+		t.Errorf("RESULTS.md was made of other versions or clients than\n%s", table.String())
+	}
+
+	_, section, ok := strings.Cut(results, whyNotTitle)
+	if !ok {
+		t.Fatal("RESULTS.md has no section " + whyNotTitle)
+	}
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(readme), sectionBegin+section+sectionEnd) {
+		t.Errorf("README.md does not have this section of RESULTS.md:\n%s", sectionBegin+section+sectionEnd)
+	}
+}
+
+func TestWithSection(t *testing.T) {
+	for name, tt := range map[string]struct{ readme, want string }{
+		"filled":   {"a\n" + sectionBegin + sectionEnd + "b\n", "a\n" + sectionBegin + "new\n" + sectionEnd + "b\n"},
+		"replaced": {"a\n" + sectionBegin + "old\n" + sectionEnd + "b\n", "a\n" + sectionBegin + "new\n" + sectionEnd + "b\n"},
+		"no place": {"a\nb\n", "a\nb\n"},
+		"no end":   {"a\n" + sectionBegin + "b\n", "a\n" + sectionBegin + "b\n"},
+	} {
+		if got := withSection(tt.readme, "new\n"); got != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+}
+
+// TestVersions fails where the build does not know the versions that the
+// report names.
+func TestVersions(t *testing.T) {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		t.Fatal("no build info")
+	}
+	known := map[string]string{}
+	for _, m := range info.Deps {
+		known[m.Path] = m.Version
+	}
+	for _, c := range clients {
+		if c.module != "" && known[c.module] == "" {
+			t.Errorf("no version of %s among %v", c.module, slices.Sorted(maps.Keys(known)))
+		}
+	}
+}

@@ -1,0 +1,232 @@
+package redisthrottle_test
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/redisthrottle"
+	"example.com/clarifaihttp/redisthrottle/internal/redisserver"
+	"example.com/clarifaihttp/throttletest"
+)
+
+const (
+	ms = time.Millisecond
+
+	// gone is Limiter's D with the default settings.
+	gone = 3*time.Second + 250*ms + 1010*ms
+)
+
+// TestMain runs the tests, or one of the processes that they start.
+func TestMain(m *testing.M) {
+	if s := os.Getenv("REDISTHROTTLE_WORKER"); s != "" {
+		var w worker
+		if err := json.Unmarshal([]byte(s), &w); err != nil {
+			panic(err)
+		}
+		w.run()
+		return
+	}
+	redis.SetLogger(silentLogger{})
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+	flag.Parse()
+	flag.Set("test.parallel", "9") // they mostly wait
+	os.Exit(m.Run())
+}
+
+type silentLogger struct{}
+
+func (silentLogger) Printf(context.Context, string, ...any) {}
+
+// A worker is a process that sends requests until its standard input ends.
+type worker struct {
+	Number   int
+	URL      string
+	Redis    string // address; "": none
+	Workers  int
+	Limit    int // Throttle.Limit
+	Fallback int
+	Backoff  time.Duration // Throttle.Backoff
+	Log      bool
+}
+
+func (w worker) run() {
+	redis.SetLogger(silentLogger{})
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+	if w.Log {
+		slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	}
+	throttle := &clarifaihttp.Throttle{Limit: w.Limit, Backoff: w.Backoff}
+	if w.Redis != "" {
+		client := redis.NewClient(&redis.Options{Addr: w.Redis})
+		throttle.Limiter = redisthrottle.New(client, redisthrottle.Config{Fallback: w.Fallback})
+	}
+	base := http.DefaultTransport.(*http.Transport).Clone()
+	base.MaxIdleConnsPerHost = w.Workers
+	client := &http.Client{Transport: clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(throttle))}
+	for range w.Workers {
+		go func() {
+			for {
+				req, err := http.NewRequest(http.MethodGet, w.URL, nil)
+				if err != nil {
+					panic(err)
+				}
+				req.Header.Set("Process", strconv.Itoa(w.Number))
+				resp, err := client.Do(req)
+				if err != nil {
+					fmt.Fprintln(os.Stderr, err)
+					time.Sleep(100 * ms)
+					continue
+				}
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+		}()
+	}
+	io.Copy(io.Discard, os.Stdin)
+}
+
+// start starts w's process. It ends with the test.
+func (w worker) start(t *testing.T) *exec.Cmd {
+	t.Helper()
+	settings, err := json.Marshal(w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "REDISTHROTTLE_WORKER="+string(settings), "GOMAXPROCS=2")
+	cmd.Stderr = os.Stderr
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGKILL)
+		cmd.Wait()
+	})
+	return cmd
+}
+
+// An account is a server that counts all requests by each of the algorithms.
+type account struct {
+	*httptest.Server
+	jitter time.Duration // each way: uniform between 0 and this
+
+	handlers []*throttletest.Handler // the first one answers
+	mu       sync.Mutex
+	served   map[string]int // per process
+	times    []time.Time
+}
+
+func newAccount(t *testing.T, jitter, halt time.Duration) *account {
+	a := &account{jitter: jitter, served: make(map[string]int)}
+	for _, algorithm := range []throttletest.Algorithm{throttletest.SlidingLog, throttletest.FixedWindow, throttletest.TokenBucket, throttletest.GCRA} {
+		a.handlers = append(a.handlers, &throttletest.Handler{Algorithm: algorithm, Halt: halt})
+	}
+	a.handlers[0].Next = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.mu.Lock()
+		a.served[r.Header.Get("Process")]++
+		a.times = append(a.times, time.Now())
+		a.mu.Unlock()
+		time.Sleep(50 * ms)
+		io.WriteString(w, "{}")
+	})
+	a.Server = httptest.NewServer(a)
+	t.Cleanup(a.Close)
+	return a
+}
+
+func (a *account) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	time.Sleep(rand.N(a.jitter + 1))
+	for _, h := range a.handlers[1:] {
+		h.Allow(time.Now())
+	}
+	a.handlers[0].ServeHTTP(w, r)
+	time.Sleep(rand.N(a.jitter + 1))
+}
+
+// total returns how many requests were served.
+func (a *account) total() int { return a.handlers[0].Stats().Served }
+
+// each returns a copy of the counts per process.
+func (a *account) each() map[string]int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.served)
+}
+
+// rate measures the requests per second over d, in whole rounds of 15: tokens
+// may go round in a bunch.
+func (a *account) rate(d time.Duration) float64 {
+	n := a.total()
+	time.Sleep(d)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	rounds := (len(a.times) - n - 1) / 15
+	if rounds < 1 {
+		return float64(len(a.times)-n) / d.Seconds()
+	}
+	return float64(rounds*15) / a.times[n+rounds*15].Sub(a.times[n]).Seconds()
+}
+
+// await waits until another n requests have been served.
+func (a *account) await(t *testing.T, n int, within time.Duration) {
+	t.Helper()
+	n += a.total()
+	for end := time.Now().Add(within); a.total() < n; time.Sleep(5 * ms) {
+		if time.Now().After(end) {
+			t.Fatalf("no %d requests within %v", n, within)
+		}
+	}
+}
+
+// check fails the test if the limit was exceeded, as any algorithm counts.
+func (a *account) check(t *testing.T) {
+	t.Helper()
+	if s := a.handlers[0].Stats(); s.Peak > 15 {
+		t.Errorf("%d requests in one second", s.Peak)
+	}
+	for i, h := range a.handlers {
+		if s := h.Stats(); s.Throttled > 0 {
+			t.Errorf("algorithm %d: %+v", i, s)
+		}
+	}
+}
+
+func startRedis(t *testing.T, options ...string) *redisserver.Server {
+	t.Helper()
+	s, err := redisserver.Start(options...)
+	if err == redisserver.ErrMissing {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func connect(t *testing.T, addr string) *redis.Client {
+	c := redis.NewClient(&redis.Options{Addr: addr})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
