@@ -116,7 +116,7 @@ var errCanceled = errors.New("clarifaihttp: request canceled while waiting")
 //
 // net/http may send one request several times by itself. Each of these wire
 // requests is charged: the earlier one is taken as failed and the next waits
-// in line as a retry does.
+// in line ahead of the retries.
 //
 // # Pause, probe, pace
 //
@@ -136,9 +136,10 @@ var errCanceled = errors.New("clarifaihttp: request canceled while waiting")
 //
 // # The line
 //
-// All waiting happens in one line: in the order of arrival, retries ahead. A
-// request that cannot go before its context's deadline is refused at once, on
-// joining or when a pause begins or is extended, by a [WaitError].
+// All waiting happens in one line: in the order of arrival, retries ahead, and
+// ahead of these what net/http sends again. A request that cannot go before its
+// context's deadline is refused at once, on joining or when a pause begins or is
+// extended, by a [WaitError].
 type Throttle struct {
 	// Limit is how many requests may arrive at the server in one Window. Zero
 	// means 15. A process that shares the account with others may hold a share.
@@ -208,8 +209,7 @@ func (t *Throttle) Stats() Stats {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.setUp()
-	now := time.Now()
-	t.expire(now)
+	now := t.now()
 	s := t.stats
 	s.Waiting = t.line.Len()
 	if t.asking != nil {
@@ -275,13 +275,32 @@ type ticket struct {
 	arrived   *time.Timer // calls the Limiter's Arrived
 }
 
+// The ranks of the line. Those that net/http sends again go before retries, for
+// they have a connection already: one let go ahead of them might take the last
+// slot and then wait for that connection, and none would ever go on.
+const (
+	resends = iota
+	retries
+	newcomers
+)
+
+func (tk *ticket) rank() int {
+	switch {
+	case tk.resend:
+		return resends
+	case tk.retry:
+		return retries
+	}
+	return newcomers
+}
+
 // start waits until tk may go. It returns nil when tk holds a slot, or else why
 // it must not go; a resend goes in any case.
 func (t *Throttle) start(ctx context.Context, cancel <-chan struct{}, tk *ticket) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.setUp()
-	tk.place = t.line.Arrive(tk, tk.retry)
+	tk.place = t.line.Arrive(tk, tk.rank())
 	joined := time.Now()
 	ask, err := t.queue(ctx, cancel, tk)
 	for ask {
@@ -515,6 +534,14 @@ func (t *Throttle) next(now time.Time) (again time.Time, ok bool) {
 	return now.Add(wait), wait == 0
 }
 
+// now returns the time, after what has ended until then was dropped: else what
+// comes next would depend on whether someone looked before. It requires mu.
+func (t *Throttle) now() time.Time {
+	now := time.Now()
+	t.expire(now)
+	return now
+}
+
 // expire drops what time alone ends: slots, and a probe that was not answered
 // for long enough. It requires mu.
 func (t *Throttle) expire(now time.Time) {
@@ -579,9 +606,9 @@ func (t *Throttle) resent(ctx context.Context, cancel <-chan struct{}, tk *ticke
 func (t *Throttle) written(tk *ticket, small bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := time.Now()
+	now := t.now()
 	if small && t.Transit >= 0 {
-		t.arrives(tk, now.Add(t.transit), now)
+		t.arrives(tk, earlier(now.Add(t.transit), tk.slot.Free().Add(-t.hold)), now) // it may be answered already
 	}
 	if t.probe == tk {
 		t.probeOver = earlier(t.probeOver, now.Add(t.window))
@@ -593,7 +620,7 @@ func (t *Throttle) written(tk *ticket, small bool) {
 func (t *Throttle) answered(tk *ticket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := time.Now()
+	now := t.now()
 	t.arrives(tk, earlier(now, tk.slot.Free().Add(-t.hold)), now)
 	t.advance(now)
 }
@@ -603,11 +630,11 @@ func (t *Throttle) answered(tk *ticket) {
 func (t *Throttle) failed(tk *ticket, sent bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	now := t.now()
 	if !sent {
 		t.leave(tk)
 		return
 	}
-	now := time.Now()
 	t.arrives(tk, now.Add(t.transit), now)
 	if t.probe == tk {
 		t.probe = nil
@@ -642,12 +669,13 @@ func (t *Throttle) report(tk *ticket, d time.Duration) {
 func (t *Throttle) served(tk *ticket) (recovered bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	now := t.now()
 	if t.unproven && tk.pauses == t.pauses {
 		t.unproven, recovered = false, true
 	}
 	if t.probe == tk {
 		t.probing, t.probe = false, nil
-		t.advance(time.Now())
+		t.advance(now)
 	}
 	return recovered
 }
@@ -663,7 +691,7 @@ type verdict struct {
 // latest pause, and whether that pause began now.
 func (t *Throttle) throttled(tk *ticket, v verdict) (until time.Time, began bool) {
 	t.mu.Lock()
-	now := time.Now()
+	now := t.now()
 	t.stats.Throttled++
 	t.pace.Throttled(now)
 	if v.limit > 0 && v.limit < t.limit && t.window == time.Second {
@@ -699,7 +727,7 @@ func (t *Throttle) throttled(tk *ticket, v verdict) (until time.Time, began bool
 
 // pause begins a pause because of tk's answer. It requires mu.
 func (t *Throttle) pause(tk *ticket, v verdict, now time.Time) {
-	if tk.probe || t.unproven {
+	if tk.probe {
 		t.row++
 	} else {
 		t.row = 0
@@ -752,7 +780,7 @@ func (t *Throttle) tooLate(ctx context.Context) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	deadline, _ := ctx.Deadline()
-	retry := ticket{place: t.line.Arrive(nil, true)}
+	retry := ticket{place: t.line.Arrive(nil, retries)}
 	return ctx.Err() != nil || t.refusal(deadline, t.ahead(&retry), time.Now()) != nil
 }
 

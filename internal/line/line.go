@@ -6,17 +6,21 @@ import (
 	"iter"
 )
 
-// A Line holds waiters: retries ahead of others, and both in the order of their
-// arrival. The zero value is empty. It is not safe for concurrent use.
+// Ranks is how many ranks there are.
+const Ranks = 3
+
+// A Line holds waiters: those of rank 0 ahead of those of rank 1 and so on, all
+// of a rank in the order of their arrival. The zero value is empty. It is not
+// safe for concurrent use.
 type Line[W any] struct {
-	retries, others list.List // of *Place[W]
-	arrived         uint64
+	ranks   [Ranks]list.List // of *Place[W]
+	arrived uint64
 }
 
 // A Place is one waiter's.
 type Place[W any] struct {
 	waiter W
-	part   *list.List
+	rank   int
 	number uint64        // order of arrival
 	elem   *list.Element // nil: not in line
 }
@@ -26,32 +30,35 @@ func (p *Place[W]) Taken() bool { return p.elem != nil }
 
 // Arrive returns a place for w, which is w's for good: it may be left and taken
 // again.
-func (l *Line[W]) Arrive(w W, retry bool) Place[W] {
+func (l *Line[W]) Arrive(w W, rank int) Place[W] {
 	l.arrived++
-	p := Place[W]{waiter: w, part: &l.others, number: l.arrived}
-	if retry {
-		p.part = &l.retries
-	}
-	return p
+	return Place[W]{waiter: w, rank: rank, number: l.arrived}
 }
 
 // Len returns how many are in line.
-func (l *Line[W]) Len() int { return l.retries.Len() + l.others.Len() }
+func (l *Line[W]) Len() int { return l.before(Ranks) }
+
+// before returns how many of a lower rank are in line.
+func (l *Line[W]) before(rank int) (n int) {
+	for i := range rank {
+		n += l.ranks[i].Len()
+	}
+	return n
+}
 
 // Front returns the first in a line that is not empty.
-func (l *Line[W]) Front() W {
-	front := l.retries.Front()
-	if front == nil {
-		front = l.others.Front()
+func (l *Line[W]) Front() (front W) {
+	for front = range l.All() {
+		break
 	}
-	return front.Value.(*Place[W]).waiter
+	return front
 }
 
 // All yields the waiters in order. The one it yields may leave meanwhile.
 func (l *Line[W]) All() iter.Seq[W] {
 	return func(yield func(W) bool) {
-		for _, part := range []*list.List{&l.retries, &l.others} {
-			for e := part.Front(); e != nil; {
+		for i := range l.ranks {
+			for e := l.ranks[i].Front(); e != nil; {
 				next := e.Next()
 				if !yield(e.Value.(*Place[W]).waiter) {
 					return
@@ -71,29 +78,28 @@ func (l *Line[W]) Ahead(p *Place[W]) int {
 // Take puts p's waiter in line.
 func (l *Line[W]) Take(p *Place[W]) {
 	if _, next := l.find(p); next != nil {
-		p.elem = p.part.InsertBefore(p, next)
+		p.elem = l.ranks[p.rank].InsertBefore(p, next)
 	} else {
-		p.elem = p.part.PushBack(p)
+		p.elem = l.ranks[p.rank].PushBack(p)
 	}
 }
 
 // Leave takes p's waiter out of the line.
 func (l *Line[W]) Leave(p *Place[W]) {
-	p.part.Remove(p.elem)
+	l.ranks[p.rank].Remove(p.elem)
 	p.elem = nil
 }
 
 // find returns how many are ahead of p, and who is next to it, if anyone. A new
-// arrival is last in its part; those that come back are few, and near the front.
+// arrival is last in its rank; those that come back are few, and near the front.
 func (l *Line[W]) find(p *Place[W]) (ahead int, next *list.Element) {
-	if p.part == &l.others {
-		ahead = l.retries.Len()
-	}
+	ahead = l.before(p.rank)
+	rank := &l.ranks[p.rank]
 	number := func(e *list.Element) uint64 { return e.Value.(*Place[W]).number }
-	if last := p.part.Back(); last == nil || number(last) < p.number {
-		return ahead + p.part.Len(), nil
+	if last := rank.Back(); last == nil || number(last) < p.number {
+		return ahead + rank.Len(), nil
 	}
-	for next = p.part.Front(); number(next) < p.number; next = next.Next() {
+	for next = rank.Front(); number(next) < p.number; next = next.Next() {
 		ahead++
 	}
 	return ahead, next

@@ -8,9 +8,9 @@ import (
 func TestLine(t *testing.T) {
 	var l Line[string]
 	places := map[string]*Place[string]{}
-	take := func(name string, retry bool, ahead int) {
+	take := func(name string, rank, ahead int) {
 		t.Helper()
-		p := l.Arrive(name, retry)
+		p := l.Arrive(name, rank)
 		places[name] = &p
 		if got := l.Ahead(&p); got != ahead {
 			t.Errorf("%d ahead of %s, want %d", got, name, ahead)
@@ -23,14 +23,15 @@ func TestLine(t *testing.T) {
 			t.Errorf("line %v, front %s, length %d; want %v", got, l.Front(), l.Len(), want)
 		}
 	}
-	take("a", false, 0)
-	take("b", false, 1)
-	take("R", true, 0)
-	take("c", false, 3)
-	take("S", true, 1)
-	check("R", "S", "a", "b", "c")
+	take("a", 2, 0)
+	take("b", 2, 1)
+	take("R", 1, 0)
+	take("c", 2, 3)
+	take("S", 1, 1)
+	take("0", 0, 0)
+	check("0", "R", "S", "a", "b", "c")
 
-	for _, name := range []string{"R", "S", "a", "b"} {
+	for _, name := range []string{"0", "R", "S", "a", "b"} {
 		l.Leave(places[name])
 	}
 	check("c")
