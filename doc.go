@@ -87,8 +87,10 @@
 //     2xx answers with JSON of a known length of at most 1 KiB, are looked at
 //     before RoundTrip returns, which waits for their bytes, bounded by the
 //     context.
-//   - A caller's httptrace hooks run once per attempt. GotConn may be called
-//     late when net/http sends a request again by itself, since that waits.
+//   - A caller's httptrace hooks run once per attempt. When net/http sends a
+//     request again by itself, that one waits between GetConn and GotConn and
+//     holds its connection meanwhile; an HTTP/2 connection that the server wants
+//     to be rid of is kept that long.
 //   - A request body without GetBody is closed when it was read to its end or
 //     when RoundTrip returns, not before, since it may be sent again.
 //   - A request body is wrapped, so that an *os.File is copied to the

@@ -1,0 +1,848 @@
+package clarifaihttp_test
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"runtime/pprof"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/throttletest"
+)
+
+// A rawServer accepts connections of which a test writes each byte.
+type rawServer struct {
+	net.Listener
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+	wg    sync.WaitGroup
+}
+
+func newRawServer(t *testing.T, serve func(*net.TCPConn)) *rawServer {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &rawServer{Listener: ln, conns: make(map[net.Conn]bool)}
+	s.wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			s.mu.Lock()
+			s.conns[c] = true
+			s.mu.Unlock()
+			s.wg.Go(func() {
+				serve(c.(*net.TCPConn))
+				c.Close()
+				s.mu.Lock()
+				delete(s.conns, c)
+				s.mu.Unlock()
+			})
+		}
+	})
+	return s
+}
+
+func (s *rawServer) url(path string) string { return "http://" + s.Addr().String() + path }
+
+func (s *rawServer) open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
+func (s *rawServer) stop() {
+	s.Close()
+	s.mu.Lock()
+	for c := range s.conns {
+		c.Close()
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+// goroutines returns how many run that a function labeled so has started, itself
+// included.
+func goroutines(label string) (n int, all string) {
+	var b bytes.Buffer
+	pprof.Lookup("goroutine").WriteTo(&b, 1)
+	for block := range strings.SplitSeq(b.String(), "\n\n") {
+		if strings.Contains(block, fmt.Sprintf("{%q:%q}", "test", label)) {
+			var k int
+			fmt.Sscanf(block, "%d", &k)
+			n += k
+			all += block + "\n\n"
+		}
+	}
+	return n, all
+}
+
+// labeled runs f, and then waits for all goroutines to end that it has started.
+func labeled(t *testing.T, f func()) {
+	pprof.Do(t.Context(), pprof.Labels("test", t.Name()), func(context.Context) {
+		f()
+		eventually(t, func() string {
+			if n, all := goroutines(t.Name()); n > 1 {
+				return fmt.Sprintf("%d goroutines left:\n%s", n-1, all)
+			}
+			return ""
+		})
+	})
+}
+
+// eventually fails t if wrong goes on to tell what is wrong.
+func eventually(t *testing.T, wrong func() string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; {
+		s := wrong()
+		if s == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Error(s)
+			return
+		}
+		time.Sleep(10 * ms)
+	}
+}
+
+// nothingLeft checks that the next request works and that nothing is left then.
+func nothingLeft(t *testing.T, rt *clarifaihttp.Transport, th *clarifaihttp.Throttle, srv *rawServer) {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, srv.url("/"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := rt.RoundTrip(req); err != nil {
+		t.Errorf("the next request: %v", err)
+	} else if got := body(t, resp); resp.StatusCode != 200 {
+		t.Errorf("the next request: status %d, %s", resp.StatusCode, got)
+	}
+	eventually(t, func() string {
+		if s := th.Stats(); s.Held != 0 || s.Waiting != 0 {
+			return fmt.Sprintf("in the end: %+v", s)
+		}
+		return ""
+	})
+	rt.CloseIdleConnections()
+	eventually(t, func() string {
+		if n := srv.open(); n != 0 {
+			return fmt.Sprintf("%d connections left", n)
+		}
+		return ""
+	})
+}
+
+const (
+	rawOK        = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	rawThrottled = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 120\r\n\r\n" +
+		`{"status":{"code":11005,"description":"Too Many Requests"}}` +
+		"                                                             " // 59 + 61
+)
+
+// reset closes c so that the other side gets a reset.
+func reset(c *net.TCPConn) {
+	c.SetLinger(0)
+	c.Close()
+}
+
+// hangUp waits for the other side to do so.
+func hangUp(c *net.TCPConn) { io.Copy(io.Discard, c) }
+
+// tight is a Throttle with few slots, which are soon free again.
+func tight() *clarifaihttp.Throttle {
+	return &clarifaihttp.Throttle{Limit: 5, Window: 5 * ms, Backoff: 20 * ms, MaxBackoff: 50 * ms, Transit: 200 * ms}
+}
+
+// TestFaults has connections fail in all ways, with throttles in between.
+func TestFaults(t *testing.T) {
+	const short, long = 250 * ms, 20 * time.Second
+	for _, tt := range []struct {
+		name    string
+		serve   func(*net.TCPConn, *http.Request)
+		body    func() io.Reader
+		timeout time.Duration
+		want    string // "ok", "error" of RoundTrip, "body": an error of the body's
+	}{
+		{name: "none", want: "ok", serve: func(c *net.TCPConn, _ *http.Request) { io.WriteString(c, rawOK) }},
+		{name: "reset before headers", want: "error", serve: func(c *net.TCPConn, _ *http.Request) { reset(c) }},
+		{name: "closed before headers", want: "error", serve: func(*net.TCPConn, *http.Request) {}},
+		{name: "reset amid headers", want: "error", serve: func(c *net.TCPConn, _ *http.Request) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Le")
+			time.Sleep(10 * ms)
+			reset(c)
+		}},
+		{name: "reset amid body", want: "body", serve: func(c *net.TCPConn, _ *http.Request) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+			time.Sleep(10 * ms)
+			reset(c)
+		}},
+		{name: "reset amid error body", want: "body", serve: func(c *net.TCPConn, _ *http.Request) {
+			io.WriteString(c, "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 10\r\n\r\n{")
+			time.Sleep(10 * ms)
+			reset(c)
+		}},
+		{name: "truncated chunk", want: "body", serve: func(c *net.TCPConn, _ *http.Request) {
+			io.WriteString(c, "HTTP/1.1 503 Service Unavailable\r\nTransfer-Encoding: chunked\r\n\r\na\r\n{\"a\"")
+		}},
+		{name: "stalled headers", want: "error", timeout: short, serve: func(c *net.TCPConn, _ *http.Request) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\n")
+			hangUp(c)
+		}},
+		{name: "stalled body", want: "body", timeout: short, serve: func(c *net.TCPConn, _ *http.Request) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+			hangUp(c)
+		}},
+		{name: "stalled error body", want: "body", timeout: short, serve: func(c *net.TCPConn, _ *http.Request) {
+			io.WriteString(c, "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 100\r\n\r\n{\"status\":{\"code\":")
+			hangUp(c)
+		}},
+		{name: "half-closed without an answer", want: "error", serve: func(c *net.TCPConn, _ *http.Request) {
+			c.CloseWrite()
+			hangUp(c)
+		}},
+		{name: "half-closed after the answer", want: "ok", serve: func(c *net.TCPConn, _ *http.Request) {
+			io.WriteString(c, rawOK)
+			c.CloseWrite()
+			hangUp(c)
+		}},
+		{name: "more than the answer", want: "ok", serve: func(c *net.TCPConn, _ *http.Request) {
+			io.WriteString(c, rawOK+"?")
+			hangUp(c)
+		}},
+		{name: "no HTTP", want: "error", serve: func(c *net.TCPConn, _ *http.Request) { io.WriteString(c, "\x00\xff\r\n\r\n") }},
+		{name: "header bomb", want: "error", serve: func(c *net.TCPConn, _ *http.Request) {
+			io.WriteString(c, "HTTP/1.1 429 Too Many Requests\r\n")
+			for line := []byte("Retry-After: " + strings.Repeat("9", 1<<16) + "\r\n"); ; {
+				if _, err := c.Write(line); err != nil {
+					return
+				}
+			}
+		}},
+		{name: "body bomb", want: "body", timeout: short, serve: func(c *net.TCPConn, _ *http.Request) {
+			io.WriteString(c, "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 9223372036854775807\r\n\r\n{\"a\":")
+			for more := bytes.Repeat([]byte("["), 1<<16); ; {
+				if _, err := c.Write(more); err != nil {
+					return
+				}
+			}
+		}},
+		{name: "very slow upload", want: "ok", body: func() io.Reader { return &slowReader{n: 40} }, serve: func(c *net.TCPConn, r *http.Request) {
+			if b, err := io.ReadAll(r.Body); len(b) == 40 && err == nil {
+				io.WriteString(c, rawOK)
+			}
+		}},
+		{name: "answered amid the upload", want: "ok", body: func() io.Reader { return &slowReader{n: 40} }, serve: func(c *net.TCPConn, r *http.Request) {
+			io.WriteString(c, rawOK)
+			io.Copy(io.Discard, r.Body)
+		}},
+		{name: "reset amid the upload", want: "error", body: func() io.Reader { return &slowReader{n: 40} }, serve: func(c *net.TCPConn, r *http.Request) {
+			r.Body.Read(make([]byte, 1))
+			reset(c)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			labeled(t, func() {
+				account := &throttletest.Handler{Limit: 5, Window: 5 * ms, Halt: -1}
+				var requests atomic.Int32
+				srv := newRawServer(t, func(c *net.TCPConn) {
+					for br := bufio.NewReader(c); ; {
+						r, err := http.ReadRequest(br)
+						if err != nil {
+							return
+						}
+						account.Allow(time.Now())
+						switch n := requests.Add(1); {
+						case r.URL.Path == "/":
+							io.WriteString(c, rawOK)
+							continue
+						case n%3 == 1: // the others' faults come after a throttle or on a connection that is used again
+							io.WriteString(c, rawThrottled)
+							io.Copy(io.Discard, r.Body)
+							continue
+						}
+						tt.serve(c, r)
+						return
+					}
+				})
+				defer srv.stop()
+				th := tight()
+				rt := clarifaihttp.NewTransport(&http.Transport{}, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+				var wg sync.WaitGroup
+				for range 2 {
+					for range 3 {
+						wg.Go(func() {
+							timeout := tt.timeout
+							if timeout == 0 {
+								timeout = long
+							}
+							ctx, cancel := context.WithTimeout(t.Context(), timeout)
+							defer cancel()
+							method, reader := http.MethodGet, io.Reader(nil)
+							if tt.body != nil {
+								method, reader = http.MethodPost, tt.body()
+							}
+							req, err := http.NewRequestWithContext(ctx, method, srv.url("/fault"), reader)
+							if err != nil {
+								t.Error(err)
+								return
+							}
+							got := "ok"
+							resp, err := rt.RoundTrip(req)
+							if err != nil {
+								got = "error"
+							} else {
+								if _, err = io.Copy(io.Discard, resp.Body); err != nil {
+									got = "body"
+								}
+								resp.Body.Close()
+								if resp.StatusCode == 429 {
+									got = "throttle"
+								}
+							}
+							// A short timeout may end a wait as well, or leave no time for a retry.
+							if got != tt.want && (timeout != short || got == "ok") {
+								t.Errorf("got %q (%v), want %q", got, err, tt.want)
+							}
+						})
+					}
+					wg.Wait()
+				}
+				nothingLeft(t, rt, th, srv)
+				if s := account.Stats(); s.Peak > 5 {
+					t.Errorf("%+v", s)
+				}
+			})
+		})
+	}
+
+	t.Run("refused", func(t *testing.T) {
+		t.Parallel()
+		labeled(t, func() {
+			srv := newRawServer(t, func(*net.TCPConn) {})
+			srv.stop()
+			th := new(clarifaihttp.Throttle)
+			base := &http.Transport{}
+			rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(th))
+			var wg sync.WaitGroup
+			begin := time.Now()
+			for range 40 {
+				wg.Go(func() {
+					req, err := http.NewRequest(http.MethodGet, srv.url("/"), nil)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					_, err = rt.RoundTrip(req)
+					if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			if s := th.Stats(); s.Held != 0 || s.Waiting != 0 || s.Attempts != 40 {
+				t.Errorf("%+v, want all slots back at once", s)
+			}
+			if d := time.Since(begin); d > 900*ms {
+				t.Errorf("it took %v, although nothing was sent", d)
+			}
+		})
+	})
+}
+
+// A slowReader gives n bytes, one each 5 ms.
+type slowReader struct{ n int }
+
+func (r *slowReader) Read(p []byte) (int, error) {
+	if r.n == 0 {
+		return 0, io.EOF
+	}
+	r.n--
+	time.Sleep(5 * ms)
+	p[0] = 'x'
+	return 1, nil
+}
+
+// work sends GETs from so many workers for the time given.
+func work(t *testing.T, rt http.RoundTripper, url string, workers int, d time.Duration) (served int) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context()) // a deadline would have requests refused
+	defer cancel()
+	time.AfterFunc(d, cancel)
+	var n atomic.Int32
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				resp, err := rt.RoundTrip(req)
+				if err != nil {
+					if ctx.Err() == nil {
+						t.Error(err)
+					}
+					return
+				}
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				if resp.StatusCode != 200 {
+					t.Errorf("status %d", resp.StatusCode)
+				}
+				n.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	return int(n.Load())
+}
+
+// TestHangsUpOnReusedConnections has net/http send requests again by itself,
+// since a third of those that come over a connection which was used before are
+// not answered.
+func TestHangsUpOnReusedConnections(t *testing.T) {
+	t.Parallel()
+	labeled(t, func() {
+		account := &throttletest.Handler{Limit: 15, Halt: -1}
+		var reused, hungUp atomic.Int32
+		srv := newRawServer(t, func(c *net.TCPConn) {
+			br := bufio.NewReader(c)
+			for first := true; ; first = false {
+				if _, err := http.ReadRequest(br); err != nil {
+					return
+				}
+				account.Allow(time.Now())
+				if !first && reused.Add(1)%3 == 1 {
+					hungUp.Add(1)
+					return
+				}
+				io.WriteString(c, rawOK)
+			}
+		})
+		defer srv.stop()
+		th := &clarifaihttp.Throttle{Transit: time.Second}
+		rt := clarifaihttp.NewTransport(&http.Transport{MaxIdleConnsPerHost: 100}, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+		served := work(t, rt, srv.url("/"), 40, 4*time.Second)
+		nothingLeft(t, rt, th, srv)
+		t.Logf("%d served, %d hung up on, %+v", served, hungUp.Load(), account.Stats())
+		if n := hungUp.Load(); n < 5 || served < 30 {
+			t.Errorf("%d served, %d hung up on: this shows nothing", served, n)
+		}
+		if n := account.Stats().Peak; n > 15 {
+			t.Errorf("%d arrivals in a second, want 15 at most", n)
+		}
+	})
+}
+
+// The frames of HTTP/2, RFC 9113, section 6.
+const (
+	h2Data = iota
+	h2Headers
+	_
+	h2ResetStream
+	h2Settings
+	_
+	h2Ping
+	h2GoAway
+)
+
+const (
+	h2EndStream  = 0x1 // also ACK
+	h2EndHeaders = 0x4
+
+	h2InternalError = 2
+	h2RefusedStream = 7
+	h2Cancel        = 8
+)
+
+// An h2Conn is a connection whose other side speaks HTTP/2.
+type h2Conn struct {
+	net.Conn
+	mu sync.Mutex // guards writes
+}
+
+func (c *h2Conn) frame(kind, flags byte, stream uint32, payload string) {
+	head := binary.BigEndian.AppendUint32(nil, uint32(len(payload))<<8|uint32(kind))
+	head = append(head, flags)
+	head = binary.BigEndian.AppendUint32(head, stream)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Write(append(head, payload...))
+}
+
+func uint32s(values ...uint32) string {
+	var b []byte
+	for _, v := range values {
+		b = binary.BigEndian.AppendUint32(b, v)
+	}
+	return string(b)
+}
+
+func (c *h2Conn) ok(stream uint32) {
+	c.frame(h2Headers, h2EndHeaders|h2EndStream, stream, "\x88") // :status 200
+}
+
+func (c *h2Conn) throttle(stream uint32) {
+	// :status 429, retry-after 0
+	c.frame(h2Headers, h2EndHeaders, stream, "\x08\x03429"+"\x0f\x26\x010")
+	c.frame(h2Data, h2EndStream, stream, fmt.Sprintf(throttledBody, 15))
+}
+
+// reset closes a stream.
+func (c *h2Conn) reset(stream, why uint32) { c.frame(h2ResetStream, 0, stream, uint32s(why)) }
+
+// serve calls f for each request.
+func (c *h2Conn) serve(f func(stream uint32)) {
+	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	br := bufio.NewReader(c)
+	if _, err := br.Discard(len(preface)); err != nil {
+		return
+	}
+	c.frame(h2Settings, 0, 0, "")
+	for {
+		head := make([]byte, 9)
+		if _, err := io.ReadFull(br, head); err != nil {
+			return
+		}
+		n, kind, flags, stream := binary.BigEndian.Uint32(head)>>8, head[3], head[4], binary.BigEndian.Uint32(head[5:])
+		payload := make([]byte, n)
+		if _, err := io.ReadFull(br, payload); err != nil {
+			return
+		}
+		switch {
+		case kind == h2Settings && flags&1 == 0:
+			c.frame(h2Settings, 1, 0, "")
+		case kind == h2Ping && flags&1 == 0:
+			c.frame(h2Ping, 1, 0, string(payload))
+		case kind == h2Headers:
+			f(stream)
+		}
+	}
+}
+
+func h2Transport() *http.Transport {
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	return tr
+}
+
+// TestRefusedStreams has net/http send requests again by itself, since a third
+// of them is refused.
+func TestRefusedStreams(t *testing.T) {
+	t.Parallel()
+	labeled(t, func() {
+		account := &throttletest.Handler{Limit: 15, Halt: -1}
+		var requests, refused atomic.Int32
+		srv := newRawServer(t, func(c *net.TCPConn) {
+			h2 := &h2Conn{Conn: c}
+			h2.serve(func(stream uint32) {
+				account.Allow(time.Now())
+				if requests.Add(1)%3 == 1 {
+					refused.Add(1)
+					h2.reset(stream, h2RefusedStream)
+					return
+				}
+				h2.ok(stream)
+			})
+		})
+		defer srv.stop()
+		th := &clarifaihttp.Throttle{Transit: time.Second}
+		rt := clarifaihttp.NewTransport(h2Transport(), clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+		served := work(t, rt, srv.url("/"), 40, 4*time.Second)
+		nothingLeft(t, rt, th, srv)
+		t.Logf("%d served, %d refused, %+v", served, refused.Load(), account.Stats())
+		if n := refused.Load(); n < 8 || served < 20 {
+			t.Errorf("%d served, %d refused: this shows nothing", served, n)
+		}
+		if n := account.Stats().Peak; n > 15 {
+			t.Errorf("%d arrivals in a second, want 15 at most", n)
+		}
+	})
+}
+
+// TestFaultsHTTP2 has streams and connections of HTTP/2 fail at random, with
+// throttles in between.
+func TestFaultsHTTP2(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		serve func(c *h2Conn, stream uint32)
+		fails bool // what the caller sees
+	}{
+		{"RST_STREAM before headers", func(c *h2Conn, stream uint32) { c.reset(stream, h2InternalError) }, true},
+		{"RST_STREAM amid body", func(c *h2Conn, stream uint32) {
+			c.frame(h2Headers, h2EndHeaders, stream, "\x88")
+			c.frame(h2Data, 0, stream, "abc")
+			c.reset(stream, h2Cancel)
+		}, true},
+		{"RST_STREAM amid error body", func(c *h2Conn, stream uint32) {
+			c.frame(h2Headers, h2EndHeaders, stream, "\x08\x03503")
+			c.frame(h2Data, 0, stream, `{"status":`)
+			c.reset(stream, h2InternalError)
+		}, true},
+		{"REFUSED_STREAM", func(c *h2Conn, stream uint32) { c.reset(stream, h2RefusedStream) }, false},
+		{"GOAWAY before the stream", func(c *h2Conn, stream uint32) {
+			c.frame(h2GoAway, 0, 0, uint32s(0, 0))
+			time.Sleep(10 * ms)
+			c.Close()
+		}, false},
+		{"GOAWAY after the stream", func(c *h2Conn, stream uint32) {
+			c.frame(h2GoAway, 0, 0, uint32s(stream, 0))
+			c.ok(stream)
+			time.Sleep(10 * ms)
+			c.Close()
+		}, false},
+		{"closed", func(c *h2Conn, _ uint32) { c.Close() }, true},
+		{"reset", func(c *h2Conn, _ uint32) { reset(c.Conn.(*net.TCPConn)) }, true},
+		{"broken frame", func(c *h2Conn, stream uint32) { c.frame(h2Headers, h2EndHeaders, stream, "\xff\xff\xff\xff\xff\xff") }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			labeled(t, func() {
+				account := &throttletest.Handler{Limit: 5, Window: 5 * ms, Halt: -1}
+				var requests, faults atomic.Int32
+				srv := newRawServer(t, func(c *net.TCPConn) {
+					h2 := &h2Conn{Conn: c}
+					h2.serve(func(stream uint32) {
+						account.Allow(time.Now())
+						switch n := requests.Add(1); {
+						case n%4 == 2:
+							h2.throttle(stream)
+						case n%4 == 3 && n < 40:
+							faults.Add(1)
+							tt.serve(h2, stream)
+						default:
+							h2.ok(stream)
+						}
+					})
+				})
+				defer srv.stop()
+				th := tight()
+				rt := clarifaihttp.NewTransport(h2Transport(), clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+				var wg sync.WaitGroup
+				var failed atomic.Int32
+				for range 5 {
+					wg.Go(func() {
+						for range 5 {
+							req, err := http.NewRequest(http.MethodGet, srv.url("/"), nil)
+							if err != nil {
+								t.Error(err)
+								return
+							}
+							resp, err := rt.RoundTrip(req)
+							if err == nil {
+								_, err = io.Copy(io.Discard, resp.Body)
+								resp.Body.Close()
+							}
+							if err != nil {
+								failed.Add(1)
+								if !tt.fails {
+									t.Error(err)
+								}
+							}
+						}
+					})
+				}
+				wg.Wait()
+				requests.Store(100) // no faults any more
+				nothingLeft(t, rt, th, srv)
+				if faults.Load() == 0 || tt.fails != (failed.Load() > 0) {
+					t.Errorf("%d faults, %d requests failed", faults.Load(), failed.Load())
+				}
+				if s := account.Stats(); s.Peak > 5 {
+					t.Errorf("%+v", s)
+				}
+			})
+		})
+	}
+}
+
+// TestResendHoldsConnection has a request wait to be sent again by net/http,
+// while it holds the only connection that there may be, and a retry that needs
+// this connection came first.
+func TestResendHoldsConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		arrivals := newTimeline()
+		serve := func(c net.Conn) {
+			defer c.Close()
+			for br := bufio.NewReader(c); ; {
+				if _, err := http.ReadRequest(br); err != nil {
+					return
+				}
+				switch arrivals.mark() {
+				case 0:
+					time.Sleep(3 * time.Second) // longer than Transit + W
+					io.WriteString(c, strings.Replace(rawThrottled, "Retry-After", "Ignored", 1))
+				case 1:
+					time.Sleep(2 * time.Second)
+					return
+				default:
+					io.WriteString(c, rawOK)
+				}
+			}
+		}
+		base := &http.Transport{MaxConnsPerHost: 1, DialContext: func(context.Context, string, string) (net.Conn, error) {
+			client, server := net.Pipe()
+			go serve(server)
+			return client, nil
+		}}
+		defer base.CloseIdleConnections()
+		rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(&clarifaihttp.Throttle{Limit: 1, Backoff: 15 * time.Second}), clarifaihttp.WithLogger(quiet))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				resp, err := rt.RoundTrip(get(ctx, t))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				body(t, resp)
+			})
+			synctest.Wait()
+		}
+		wg.Wait()
+		if d := time.Since(arrivals.begin); d > time.Minute {
+			t.Errorf("it took %v", d)
+		}
+	})
+}
+
+// TestHostileAnswers has a server throttle with answers that are made to cost
+// time or memory, or to mislead.
+func TestHostileAnswers(t *testing.T) {
+	repeat := func(s string) func(io.Writer) { // 4 MiB of it
+		s = strings.Repeat(s, 1<<16/len(s))
+		return func(w io.Writer) {
+			for range 64 {
+				io.WriteString(w, s)
+			}
+		}
+	}
+	text := func(s string) func(io.Writer) { return func(w io.Writer) { io.WriteString(w, s) } }
+	named := func(limit string) func(io.Writer) {
+		return text(`{"status":{"code":11005,"details":"exceeded limit of ` + limit + ` requests per second"}}`)
+	}
+	for _, tt := range []struct {
+		name       string
+		retryAfter string
+		gzip       bool
+		body       func(io.Writer)
+		limit      int // 0: as it was
+		attempts   int // 0: 3, the retries are used up
+	}{
+		{name: "arrays", body: repeat("[")},
+		{name: "objects", body: repeat(`{"status":`)},
+		{name: "number", body: func(w io.Writer) { io.WriteString(w, `{"status":{"code":`); repeat("1")(w) }},
+		{name: "string", body: func(w io.Writer) { io.WriteString(w, `{"status":{"details":"`); repeat(`\u0000`)(w) }},
+		{name: "gzip bomb", gzip: true, body: text(zippedBomb())},
+		{name: "late code", body: func(w io.Writer) {
+			io.WriteString(w, `{"a":"`)
+			repeat("a")(w)
+			io.WriteString(w, `","status":{"code":11006}}`)
+		}},
+		{name: "two codes", body: text(`{"status":{"code":11005,"code":11006}}`)},
+		{name: "two codes the other way", attempts: 1, body: text(`{"status":{"code":11006,"code":11005}}`)},
+		{name: "Status", attempts: 1, body: text(`{"Status":{"code":11005},"status":{"Code":11005,"code":11006}}`)},
+		{name: "limit 0", body: named("0")},
+		{name: "limit -1", body: named("-1")},
+		{name: "limit 5", body: named("5"), limit: 5},
+		{name: "limit 10^18", body: named("1000000000000000000")},
+		{name: "limit 2^64+1", body: named("18446744073709551617")},
+		{name: "limit of a megabyte", body: func(w io.Writer) {
+			io.WriteString(w, `{"status":{"code":11005,"details":"exceeded limit of 1`)
+			repeat("0")(w)
+			io.WriteString(w, ` requests per second"}}`)
+		}},
+		{name: "Retry-After 0", retryAfter: "0"},
+		{name: "Retry-After -1", retryAfter: "-1"},
+		{name: "Retry-After 0.001", retryAfter: "0.001"},
+		{name: "Retry-After garbage", retryAfter: "\x80\xff soon"},
+		{name: "Retry-After long ago", retryAfter: "Thu, 01 Jan 1970 00:00:00 GMT"},
+		{name: "Retry-After never", retryAfter: "Fri, 31 Dec 9999 23:59:59 GMT", attempts: 1},
+		{name: "Retry-After 2^63", retryAfter: "9223372036854775808", attempts: 1},
+		{name: "Retry-After 10^100000", retryAfter: "1" + strings.Repeat("0", 100_000), attempts: 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			labeled(t, func() {
+				srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if tt.retryAfter != "" {
+						w.Header().Set("Retry-After", tt.retryAfter)
+					}
+					if tt.gzip {
+						w.Header().Set("Content-Encoding", "gzip")
+					}
+					w.WriteHeader(http.StatusTooManyRequests)
+					if tt.body != nil {
+						tt.body(w)
+					}
+				}))
+				defer srv.Close()
+				base := &http.Transport{DisableCompression: true}
+				defer base.CloseIdleConnections()
+				th := &clarifaihttp.Throttle{Backoff: ms, MaxBackoff: 4 * ms}
+				rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet), clarifaihttp.WithMaxRetries(2))
+				req, err := http.NewRequest(http.MethodGet, srv.URL, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				begin := time.Now()
+				resp, err := rt.RoundTrip(req)
+				d := time.Since(begin)
+				runtime.ReadMemStats(&after)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp.Body.Close()
+				if resp.StatusCode != http.StatusTooManyRequests {
+					t.Errorf("status %d", resp.StatusCode)
+				}
+				if n := after.TotalAlloc - before.TotalAlloc; n > 4<<20 { // client and server
+					t.Errorf("%d bytes allocated", n)
+				}
+				if d > 10*time.Second {
+					t.Errorf("it took %v", d)
+				}
+				want := clarifaihttp.Stats{Attempts: cmp.Or(tt.attempts, 3), Limit: cmp.Or(tt.limit, 15)}
+				if s := th.Stats(); s.Attempts != want.Attempts || s.Limit != want.Limit {
+					t.Errorf("%+v, want %d attempts, limit %d", s, want.Attempts, want.Limit)
+				}
+				if wait := time.Until(th.Stats().PausedUntil); wait > time.Second {
+					t.Errorf("paused for %v", wait)
+				}
+			})
+		})
+	}
+}
+
+// zippedBomb is some 10 KiB that become 10 MiB.
+func zippedBomb() string {
+	var b strings.Builder
+	z := gzip.NewWriter(&b)
+	io.WriteString(z, `{"status":{"details":"`+strings.Repeat("x", 10<<20))
+	z.Close()
+	return b.String()
+}
