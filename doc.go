@@ -86,15 +86,24 @@
 //   - The bodies of answers with a status of 400 or more (up to 16 KiB), and of
 //     2xx answers with JSON of a known length of at most 1 KiB, are looked at
 //     before RoundTrip returns, which waits for their bytes, bounded by the
-//     context.
+//     context. Their trailers may be there before the body is read.
+//   - Of a throttle that is retried the caller gets nothing, its cookies and
+//     headers included.
 //   - A caller's httptrace hooks run once per attempt. When net/http sends a
 //     request again by itself, that one waits between GetConn and GotConn and
 //     holds its connection meanwhile; an HTTP/2 connection that the server wants
 //     to be rid of is kept that long.
 //   - A request body without GetBody is closed when it was read to its end or
-//     when RoundTrip returns, not before, since it may be sent again.
-//   - A request body is wrapped, so that an *os.File is copied to the
-//     connection and not handed to the kernel (sendfile).
+//     when RoundTrip returns, not before, since it may be sent again. When a
+//     throttle comes while its upload goes on, that gets up to a second to end;
+//     otherwise the throttle is handed back.
+//   - A request body is wrapped, to close it once: an *os.File is copied to the
+//     connection and not handed to the kernel (sendfile), and over HTTP/1 the
+//     header leaves in a write of its own.
+//   - Code that takes http.DefaultTransport for an [*net/http.Transport] does
+//     not find one if it was replaced. And since [net/http.Client] knows that type
+//     alone, the text of an error by its Timeout may differ; Timeout and errors.Is
+//     do not.
 //
 // # Virtual time
 //

@@ -223,7 +223,14 @@ func (c *call) do() (*http.Response, error) {
 		c.source = replay.New(c.req.Body, c.replayable())
 		defer func() { c.source.Finish() }() // the latest
 	}
+	returned := false
+	defer func() {
+		if !returned && c.resp != nil { // a logger or GetBody panicked
+			c.resp.Body.Close()
+		}
+	}()
 	_, err := c.t.loop.Do(&retryablehttp.Request{Request: shellRequest.WithContext(c)})
+	returned = true
 	if err != nil { // the context ended between two attempts
 		return nil, context.Cause(c.Context)
 	}
@@ -301,7 +308,11 @@ func (c *call) attempt() {
 		c.resp, c.err = nil, err
 		return
 	}
-	resp.Request = c.req
+	// A base that sent something else, as one that follows redirects does, says
+	// so here.
+	if r := resp.Request; r == nil || r.URL == req.URL {
+		resp.Request = c.req
+	}
 	c.resp, c.err = resp, nil
 }
 
@@ -365,11 +376,8 @@ func (c *call) rewind() bool {
 		return c.source.Again(c.Context, uploadEndsWithin)
 	}
 	body, err := c.req.GetBody()
-	if err != nil {
+	if err != nil || body == nil {
 		return false
-	}
-	if body == nil {
-		body = http.NoBody
 	}
 	c.source.Finish()
 	c.source = replay.New(body, 0)

@@ -14,7 +14,8 @@ var errClosed = errors.New("http: invalid Read on closed Body")
 
 // A Source is a request body and what is kept of it while it is sent. The body
 // is closed once: when it was read to its end, or when no further attempt is to
-// come and the last one has ended. Attempts follow one another; all methods are safe for concurrent use.
+// come and the last one has ended. Attempts follow one another; all methods are
+// safe for concurrent use.
 type Source struct {
 	body io.ReadCloser
 	max  int
@@ -53,12 +54,12 @@ func (s *Source) Attempt() *Attempt {
 }
 
 // Again reports whether the body can be sent again. It gives the latest
-// attempt some time to end, if need be.
+// attempt some time to end, if need be: not if all of the body is kept.
 func (s *Source) Again(ctx context.Context, patience time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.tooLong {
-		return false
+	if s.tooLong || s.end != nil {
+		return s.again()
 	}
 	over := s.last.over
 	s.mu.Unlock()
@@ -72,11 +73,15 @@ func (s *Source) Again(ctx context.Context, patience time.Duration) bool {
 	s.mu.Lock()
 	select {
 	case <-over:
-		return !s.tooLong
+		return s.again()
 	default:
 		return false
 	}
 }
+
+// again reports whether what is kept and the rest of the body make a whole. A
+// body that failed would fail again. It requires mu.
+func (s *Source) again() bool { return !s.tooLong && (s.end == nil || s.end == io.EOF) }
 
 // Finish tells that no attempt will follow. The body is closed now or when the
 // latest attempt ends.
