@@ -7,11 +7,13 @@ import (
 	"hash/crc32"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -406,4 +408,42 @@ func testWholeOrNothing(t *testing.T, proto, read string, size int64, kind strin
 	for _, b := range bodies.all {
 		b.checkSoon(t)
 	}
+}
+
+// TestWritesAsTheBaseDoes counts the writes to the connection: net/http sends a
+// body in memory together with the header.
+func TestWritesAsTheBaseDoes(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(echo))
+	defer srv.Close()
+	writes := func(over func(http.RoundTripper) http.RoundTripper) (n int32) {
+		var count atomic.Int32
+		base := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+			return &countingConn{conn, &count}, err
+		}}
+		defer base.CloseIdleConnections()
+		resp, err := (&http.Client{Transport: over(base)}).Post(srv.URL, "text/plain", strings.NewReader("hello"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := body(t, resp); got != "hello" {
+			t.Errorf("got %q", got)
+		}
+		return count.Load()
+	}
+	bare := writes(func(base http.RoundTripper) http.RoundTripper { return base })
+	ours := writes(func(base http.RoundTripper) http.RoundTripper { return clarifaihttp.NewTransport(base) })
+	if bare != ours {
+		t.Errorf("%d writes, %d by the base alone", ours, bare)
+	}
+}
+
+type countingConn struct {
+	net.Conn
+	writes *atomic.Int32
+}
+
+func (c *countingConn) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(p)
 }

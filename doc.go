@@ -97,9 +97,9 @@
 //     when RoundTrip returns, not before, since it may be sent again. When a
 //     throttle comes while its upload goes on, that gets up to a second to end;
 //     otherwise the throttle is handed back.
-//   - A request body is wrapped, to close it once: an *os.File is copied to the
-//     connection and not handed to the kernel (sendfile), and over HTTP/1 the
-//     header leaves in a write of its own.
+//   - A request body that is not plainly in memory is wrapped, to close it once:
+//     an *os.File is copied to the connection, not handed to the kernel
+//     (sendfile).
 //   - Code that takes http.DefaultTransport for an [*net/http.Transport] does
 //     not find one if it was replaced. And since [net/http.Client] knows that type
 //     alone, the text of an error by its Timeout may differ; Timeout and errors.Is

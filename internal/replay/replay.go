@@ -3,9 +3,12 @@
 package replay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
+	"reflect"
+	"slices"
 	"sync"
 	"time"
 )
@@ -24,7 +27,7 @@ type Source struct {
 	kept     []byte     // what was read of body, unless that is too much
 	tooLong  bool       // more than max was read: kept is gone
 	end      error      // what body returned last, if an error; io.EOF above all
-	last     *Attempt   // nil before the first
+	last     *attempt   // nil before the first
 	finished bool       // no attempt will follow
 	closed   bool
 }
@@ -35,8 +38,8 @@ func New(body io.ReadCloser, max int) *Source {
 	return &Source{body: body, max: max, tooLong: max == 0, finished: max == 0}
 }
 
-// An Attempt is the body as one attempt sends it, from the first byte on.
-type Attempt struct {
+// An attempt is the body as one attempt sends it, from the first byte on.
+type attempt struct {
 	s       *Source
 	off     int  // within s.kept
 	reading bool // a Read is under way
@@ -44,12 +47,24 @@ type Attempt struct {
 	over    chan struct{} // closed when the attempt will not read any more
 }
 
+// nopClosers are the types of what io.NopCloser returns, as in the bodies of
+// http.NewRequest for readers in memory.
+var nopClosers = []reflect.Type{
+	reflect.TypeOf(io.NopCloser(nil)),
+	reflect.TypeOf(io.NopCloser(new(bytes.Reader))),
+}
+
 // Attempt returns the body for the next attempt. There must be no other one
-// that still reads: see Again.
-func (s *Source) Attempt() *Attempt {
+// that still reads: see Again. Where nothing is kept and Close does nothing, it
+// is the body itself: net/http sends a reader in memory, which it knows by its
+// type, in one write with the header.
+func (s *Source) Attempt() io.ReadCloser {
+	if s.max == 0 && slices.Contains(nopClosers, reflect.TypeOf(s.body)) {
+		return s.body
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last = &Attempt{s: s, over: make(chan struct{})}
+	s.last = &attempt{s: s, over: make(chan struct{})}
 	return s.last
 }
 
@@ -104,7 +119,7 @@ func (s *Source) unlockAndClose() error {
 }
 
 // Read reads what is kept, then the body.
-func (a *Attempt) Read(p []byte) (int, error) {
+func (a *attempt) Read(p []byte) (int, error) {
 	s := a.s
 	s.mu.Lock()
 	switch {
@@ -155,7 +170,7 @@ func (s *Source) keep(b []byte) {
 
 // Close ends the attempt. The body itself is closed only if no other attempt
 // is to follow.
-func (a *Attempt) Close() error {
+func (a *attempt) Close() error {
 	a.s.mu.Lock()
 	a.closed = true
 	if !a.reading {
@@ -165,7 +180,7 @@ func (a *Attempt) Close() error {
 }
 
 // end tells Again that a reads no more. It requires mu.
-func (a *Attempt) end() {
+func (a *attempt) end() {
 	select {
 	case <-a.over:
 	default:
