@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/throttletest"
 )
 
 // A body is a request body of unknown type to net/http, which counts its
@@ -205,6 +206,28 @@ func TestConnectionIsUsedAgain(t *testing.T) {
 	if n := conns.Load(); n != 1 {
 		t.Errorf("%d connections for %d attempts, want 1", n, requests.Load())
 	}
+}
+
+// TestVirtualTime has the real net/http on both sides of a pause that takes no
+// time.
+func TestVirtualTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		handler := new(throttletest.Handler)
+		server := throttletest.NewServer(handler)
+		defer server.Close()
+		handler.HaltFor(0)
+
+		client := server.Client()
+		client.Transport = clarifaihttp.NewTransport(client.Transport, clarifaihttp.WithLogger(quiet))
+		begin := time.Now()
+		resp, err := client.Get(server.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body(t, resp); resp.StatusCode != 200 || time.Since(begin) != 15*time.Second {
+			t.Errorf("status %d after %v, want 200 after 15s", resp.StatusCode, time.Since(begin))
+		}
+	})
 }
 
 func TestThrottleBodyIsKeptInMemory(t *testing.T) {
