@@ -107,14 +107,17 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// TestBodies fails if ours loses a body.
+// TestBodies fails if ours loses a body. What becomes of the others' is for
+// RESULTS.md: under the race detector, resty frees its buffer while net/http may
+// still be sending it.
 func TestBodies(t *testing.T) {
 	for _, c := range clients {
+		if !c.ours {
+			continue
+		}
 		for _, stream := range []bool{false, true} {
-			fate := bodyFate(t, c, stream)
-			t.Logf("%s, stream %v: %s", c.name, stream, fate)
-			if c.ours && fate != "served" {
-				t.Errorf("stream %v: %s", stream, fate)
+			if fate := bodyFate(t, c, stream); fate != "served" {
+				t.Errorf("%s, stream %v: %s", c.name, stream, fate)
 			}
 		}
 	}
