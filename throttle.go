@@ -53,7 +53,8 @@ type Limiter interface {
 // A WaitError refuses a request at once, because it would have had to wait in
 // line beyond its context's deadline. It matches [context.DeadlineExceeded]
 // with errors.Is, and its Timeout method reports true. Transport returns it as
-// a *WaitError; errors.As finds it as a value, too.
+// a *WaitError; errors.As finds it as a value, too. A caller that tries again
+// without a pause of its own spins.
 type WaitError struct {
 	// Wait is how long the request would have waited at least: what a proxy
 	// would answer as Retry-After.
@@ -259,8 +260,7 @@ func (t *Throttle) setUp() {
 
 // A ticket is one wire request: first a place in the line, then a slot.
 type ticket struct {
-	retry    bool      // ahead of newcomers
-	resend   bool      // net/http sends it in any case: it cannot be refused, only held up
+	rank     int
 	deadline time.Time // zero: none
 
 	place   line.Place[*ticket]
@@ -275,24 +275,15 @@ type ticket struct {
 	arrived   *time.Timer // calls the Limiter's Arrived
 }
 
-// The ranks of the line. Those that net/http sends again go before retries, for
-// they have a connection already: one let go ahead of them might take the last
-// slot and then wait for that connection, and none would ever go on.
+// The ranks of the line. What net/http sends again goes in any case: it cannot be
+// refused, only held up. It is ahead of retries, for it has a connection already:
+// one let go before it might take the last slot and then wait for that
+// connection, and none would ever go on.
 const (
 	resends = iota
 	retries
 	newcomers
 )
-
-func (tk *ticket) rank() int {
-	switch {
-	case tk.resend:
-		return resends
-	case tk.retry:
-		return retries
-	}
-	return newcomers
-}
 
 // start waits until tk may go. It returns nil when tk holds a slot, or else why
 // it must not go; a resend goes in any case.
@@ -300,7 +291,7 @@ func (t *Throttle) start(ctx context.Context, cancel <-chan struct{}, tk *ticket
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.setUp()
-	tk.place = t.line.Arrive(tk, tk.rank())
+	tk.place = t.line.Arrive(tk, tk.rank)
 	joined := time.Now()
 	ask, err := t.queue(ctx, cancel, tk)
 	for ask {
@@ -312,7 +303,7 @@ func (t *Throttle) start(ctx context.Context, cancel <-chan struct{}, tk *ticket
 	}
 	now := time.Now()
 	t.stats.Waited += now.Sub(joined)
-	if err != nil && tk.resend {
+	if err != nil && tk.rank == resends {
 		t.charge(tk, now)
 		err = nil
 	}
@@ -329,7 +320,7 @@ func (t *Throttle) queue(ctx context.Context, cancel <-chan struct{}, tk *ticket
 		if ctx.Err() != nil {
 			return false, context.Cause(ctx)
 		}
-		if !t.join(tk, time.Now()) {
+		if !t.join(tk, t.now()) {
 			t.mu.Unlock()
 			select {
 			case <-tk.ready:
@@ -371,7 +362,7 @@ func (t *Throttle) ask(ctx context.Context, cancel <-chan struct{}, tk *ticket) 
 		t.asking, t.stopAsking = nil, nil
 		tk.permitted, tk.arrived = permitted, nil
 		if permitted && err == nil && tk.pauses == t.pauses {
-			now := time.Now()
+			now := t.now()
 			t.letGo(tk, now)
 			t.advance(now)
 			return
@@ -459,7 +450,6 @@ func (t *Throttle) refusal(deadline time.Time, ahead int, now time.Time) error {
 // free, which for one in use is W from now if its answer comes now; and then N
 // of them in each W. It requires mu.
 func (t *Throttle) earliest(ahead int, now time.Time) time.Time {
-	t.expire(now)
 	at := later(now, t.pausedUntil)
 	if t.held.Len() >= t.limit {
 		at = later(at, earlier(t.held.Soonest(), now.Add(t.hold)))
@@ -485,7 +475,7 @@ func (t *Throttle) leave(tk *ticket) {
 		t.report(tk, 0)
 		t.held.Remove(&tk.slot)
 	}
-	t.advance(time.Now())
+	t.advance(t.now())
 }
 
 // unlink takes tk out of the line and wakes it. It requires mu.
@@ -519,7 +509,6 @@ func (t *Throttle) advance(now time.Time) {
 // next is the one decision: may the head of the line go now, and if not, when
 // must it be asked again, unless something happens before? It requires mu.
 func (t *Throttle) next(now time.Time) (again time.Time, ok bool) {
-	t.expire(now)
 	switch {
 	case t.asking != nil:
 		return slots.Never, false
@@ -534,21 +523,16 @@ func (t *Throttle) next(now time.Time) (again time.Time, ok bool) {
 	return now.Add(wait), wait == 0
 }
 
-// now returns the time, after what has ended until then was dropped: else what
-// comes next would depend on whether someone looked before. It requires mu.
+// now returns the time, and drops what it has ended by itself: slots, and a
+// probe that was not answered for long enough. All that depends on the time asks
+// here first; else it would depend on who asked before. It requires mu.
 func (t *Throttle) now() time.Time {
 	now := time.Now()
-	t.expire(now)
-	return now
-}
-
-// expire drops what time alone ends: slots, and a probe that was not answered
-// for long enough. It requires mu.
-func (t *Throttle) expire(now time.Time) {
 	t.held.Expire(now)
 	if t.probe != nil && !now.Before(t.probeOver) {
 		t.probing, t.probe = false, nil
 	}
+	return now
 }
 
 // wake has the line advance at the instant given. It requires mu.
@@ -561,7 +545,7 @@ func (t *Throttle) wake(at, now time.Time) {
 		t.timer = time.AfterFunc(at.Sub(now), func() {
 			t.mu.Lock()
 			defer t.mu.Unlock()
-			t.advance(time.Now())
+			t.advance(t.now())
 		})
 	}
 }
@@ -596,7 +580,7 @@ func (t *Throttle) charge(tk *ticket, now time.Time) {
 // earlier wire request has failed. It waits until the next may go, or must.
 func (t *Throttle) resent(ctx context.Context, cancel <-chan struct{}, tk *ticket) *ticket {
 	t.failed(tk, true)
-	next := &ticket{retry: true, resend: true}
+	next := &ticket{rank: resends}
 	t.start(ctx, cancel, next) // nil for a resend
 	return next
 }
@@ -608,7 +592,7 @@ func (t *Throttle) written(tk *ticket, small bool) {
 	defer t.mu.Unlock()
 	now := t.now()
 	if small && t.Transit >= 0 {
-		t.arrives(tk, earlier(now.Add(t.transit), tk.slot.Free().Add(-t.hold)), now) // it may be answered already
+		t.arrived(tk, now.Add(t.transit), now)
 	}
 	if t.probe == tk {
 		t.probeOver = earlier(t.probeOver, now.Add(t.window))
@@ -621,7 +605,7 @@ func (t *Throttle) answered(tk *ticket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
-	t.arrives(tk, earlier(now, tk.slot.Free().Add(-t.hold)), now)
+	t.arrived(tk, now, now)
 	t.advance(now)
 }
 
@@ -640,6 +624,13 @@ func (t *Throttle) failed(tk *ticket, sent bool) {
 		t.probe = nil
 	}
 	t.advance(now)
+}
+
+// arrived is arrives for a proof of it, which never puts off an earlier one: an
+// answer may come before net/http says that the request was written. It requires
+// mu.
+func (t *Throttle) arrived(tk *ticket, at, now time.Time) {
+	t.arrives(tk, earlier(at, tk.slot.Free().Add(-t.hold)), now)
 }
 
 // arrives notes that tk's wire request arrives at the instant given at the
@@ -781,7 +772,7 @@ func (t *Throttle) tooLate(ctx context.Context) bool {
 	defer t.mu.Unlock()
 	deadline, _ := ctx.Deadline()
 	retry := ticket{place: t.line.Arrive(nil, retries)}
-	return ctx.Err() != nil || t.refusal(deadline, t.ahead(&retry), time.Now()) != nil
+	return ctx.Err() != nil || t.refusal(deadline, t.ahead(&retry), t.now()) != nil
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -263,7 +263,10 @@ func (c *call) hasBody() bool { return c.req.Body != nil && c.req.Body != http.N
 
 // attempt waits for its turn and sends the request once.
 func (c *call) attempt() {
-	tk := &ticket{retry: c.attempts > 0}
+	tk := &ticket{rank: newcomers}
+	if c.attempts > 0 {
+		tk.rank = retries
+	}
 	tk.deadline, _ = c.Deadline()
 	if err := c.throttle.start(c.Context, c.canceled(), tk); err != nil {
 		c.over = true
