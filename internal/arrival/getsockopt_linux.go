@@ -1,0 +1,7 @@
+//go:build !386
+
+package arrival
+
+import "syscall"
+
+const sysGetsockopt = syscall.SYS_GETSOCKOPT
