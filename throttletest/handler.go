@@ -17,6 +17,10 @@ import (
 // halts: every request is throttled until the halt is over. Then the Algorithm
 // goes on where it was; the requests throttled used up nothing.
 //
+// A request with a Content-Type of gRPC is throttled in gRPC: HTTP 200, one
+// message that holds the status, and grpc-status 0. So clients of the REST and
+// of the gRPC API share one account.
+//
 // A request counts at the instant ServeHTTP is called. Nothing is read of the
 // body of a throttled one.
 //
@@ -24,15 +28,15 @@ import (
 // not be changed after first use, which panics if one of them is invalid. It is
 // safe for concurrent use.
 type Handler struct {
-	Next        http.Handler  // serves what is not throttled; nil: a status "Ok" in JSON
+	Next        http.Handler  // serves what is not throttled; nil: a status "Ok", in JSON or gRPC
 	Limit       int           // requests per Window; 0: 15
 	Window      time.Duration // 0: 1 s
 	Halt        time.Duration // 0: 15 s; negative: none, just what is over the limit is throttled
 	RestartHalt bool          // a request during a halt starts it anew
 	Algorithm   Algorithm     // that counts; the zero value is SlidingLog
 
-	Status     int      // HTTP status of a throttle, 200 at least; 0: 429
-	Code       CodeForm // of the code in its body; the zero value is CodeName
+	Status     int      // HTTP status of a throttle, 200 at least; 0: 429; not in gRPC
+	Code       CodeForm // of the code in its body; the zero value is CodeName; not in gRPC
 	RetryAfter string   // its Retry-After header, as it is; "": none, as Clarifai sends it
 
 	requestID atomic.Uint64
@@ -71,9 +75,11 @@ type Stats struct {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !h.Allow(time.Now()):
-		h.throttle(w)
+		h.throttle(w, r)
 	case h.Next != nil:
 		h.Next.ServeHTTP(w, r)
+	case isGRPC(r):
+		writeGRPC(w, r, status{code: 10000, description: "Ok"})
 	default:
 		writeJSON(w, http.StatusOK, `{"status":{"code":10000,"description":"Ok"}}`)
 	}
@@ -188,15 +194,20 @@ func (h *Handler) haltUntil(end time.Time) {
 }
 
 // throttle writes the answer to a request that is throttled.
-func (h *Handler) throttle(w http.ResponseWriter) {
+func (h *Handler) throttle(w http.ResponseWriter, r *http.Request) {
 	id := fmt.Sprintf("%032x", h.requestID.Add(1))
 	w.Header().Set("X-Clarifai-Request-Id", id)
 	if h.RetryAfter != "" {
 		w.Header().Set("Retry-After", h.RetryAfter)
 	}
+	const description = "Making too many requests"
+	details := fmt.Sprintf("exceeded limit of %d requests per %s", h.limit(), unit(h.window()))
+	if isGRPC(r) {
+		writeGRPC(w, r, status{11005, description, details, id})
+		return
+	}
 	writeJSON(w, cmp.Or(h.Status, http.StatusTooManyRequests), fmt.Sprintf(
-		`{"status":{"code":%s,"description":"Making too many requests","details":"exceeded limit of %d requests per %s","req_id":"%s"}}`,
-		codes[h.Code], h.limit(), unit(h.window()), id))
+		`{"status":{"code":%s,"description":"%s","details":"%s","req_id":"%s"}}`, codes[h.Code], description, details, id))
 }
 
 // unit is a window in the words of Clarifai's details.

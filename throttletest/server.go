@@ -15,6 +15,10 @@ import (
 // net/http, and it works inside a [testing/synctest] bubble, if NewServer and
 // Close are called in it. A [Handler] with an invalid setting panics here.
 //
+// The server takes HTTP/1.1 and, as gRPC needs it, HTTP/2 with prior knowledge
+// (h2c). For the latter set the Protocols of the Client's http.Transport to
+// UnencryptedHTTP2 alone.
+//
 // As with all of [httptest], call Close when done; it waits for the requests that
 // are under way. A pipe has no buffer: a client that neither reads nor closes the
 // body of a long response keeps its request under way.
@@ -23,7 +27,9 @@ func NewServer(handler http.Handler) *httptest.Server {
 		h.check() // a panic under ServeHTTP would end in the server's log
 	}
 	l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
-	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: handler}}
+	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: handler, Protocols: new(http.Protocols)}}
+	srv.Config.Protocols.SetHTTP1(true)
+	srv.Config.Protocols.SetUnencryptedHTTP2(true)
 	srv.Start()
 	tr := srv.Client().Transport.(*http.Transport)
 	tr.DialContext = l.dial
