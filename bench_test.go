@@ -157,7 +157,7 @@ func standingLine(b *testing.B) (wait func(*http.Request), waiting func() int, r
 	attempts, released, done := 0, make(chan struct{}), make(chan struct{})
 	rt := newTransport(th, func(*http.Request) (*http.Response, error) {
 		if attempts++; attempts == 1 {
-			resp := respond(http.StatusTooManyRequests, "") // which names no limit
+			resp := respond(http.StatusTooManyRequests, `{"status":{"code":11005}}`) // which names no limit
 			resp.Header.Set("Retry-After", "0")
 			return resp, nil
 		}

@@ -1,6 +1,7 @@
 package clarifaihttp
 
 import (
+	"cmp"
 	"compress/gzip"
 	"context"
 	"encoding/json"
@@ -17,6 +18,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-retryablehttp"
+
+	"example.com/clarifaihttp/internal/gate"
+	"example.com/clarifaihttp/internal/grpcstatus"
 )
 
 const (
@@ -62,7 +66,7 @@ type Status struct {
 // 16 KiB of them. This waits for the body's bytes, but for none after those
 // that settle it. What was read is put back: the body reads and closes as if
 // it had not been looked at. Any other answer, a stream above all, keeps its
-// Body as it is.
+// Body as it is: only a [Transport] finds throttled responses in gRPC.
 //
 // The Clarifai status is the first in the body, at status or result.status,
 // whose code is five digits, as a number or a string, or a name like
@@ -84,6 +88,49 @@ func Detect(resp *http.Response) (Status, bool) {
 	}
 	bare := resp.StatusCode == http.StatusTooManyRequests && !f.known && !f.outOfCredit
 	return f.status, f.status.Code == codeThrottled || bare
+}
+
+// detect is [Detect], and for gRPC a look at the first message. While the
+// request is still being sent that may not have come: then the caller's Reads
+// look on, and have the response judged.
+func (c *call) detect() (s Status, throttled, known bool) {
+	if !grpcstatus.In(c.resp) {
+		s, throttled = Detect(c.resp)
+		return s, throttled, true
+	}
+	header := c.resp.Header
+	verdict := func(found grpcstatus.Status) (Status, bool) {
+		s := Status{found.Code, found.Description, found.Details, cmp.Or(found.RequestID, header.Get("X-Clarifai-Request-Id"))}
+		return s, s.Code == codeThrottled
+	}
+	progress := func() grpcstatus.Progress {
+		if c.source == nil || c.req.GetBody != nil { // it does not wait for anything
+			return grpcstatus.Progress{Over: true}
+		}
+		sent, first, all := c.source.Sent()
+		return grpcstatus.Progress{Sent: sent, First: first, Over: all}
+	}
+	later := func(found grpcstatus.Status) {
+		s, throttled := verdict(found)
+		c.judge(s, throttled)
+		if throttled {
+			c.handsBack("stream is open")
+		}
+	}
+	resp, found, known := grpcstatus.Look(c.Context, c.resp, progress, later)
+	c.resp = resp
+	if known {
+		s, throttled = verdict(found)
+	}
+	return s, throttled, known
+}
+
+// verdictOf returns what a throttled response says.
+func verdictOf(resp *http.Response, status Status) gate.Verdict {
+	v := gate.Verdict{Bare: status.Code != codeThrottled}
+	v.RetryAfter, v.Asked = retryAfter(resp.Header, time.Now())
+	v.Limit, _ = limitOf(status.Details)
+	return v
 }
 
 var _ retryablehttp.CheckRetry = CheckRetry
@@ -129,7 +176,7 @@ func worthALook(resp *http.Response) bool {
 
 // look reads the start of resp's body and puts it back.
 func look(resp *http.Response) (f findings) {
-	kept := &recorder{body: resp.Body}
+	kept := &recorder{body: resp.Body, length: resp.ContentLength}
 	switch strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Encoding"))) {
 	case "", "identity":
 		f = find(kept)
@@ -147,8 +194,13 @@ func look(resp *http.Response) (f findings) {
 // A recorder keeps the first maxLook bytes of a body and the error that came
 // with or instead of them. Then it pretends that the body has ended; as it
 // does for one that keeps giving nothing, which a json.Decoder reads for ever.
+//
+// The last byte, where it is known to be, is read by itself: with it net/http
+// may give the connection to another request, which must not go before it is
+// known that the account is throttled.
 type recorder struct {
 	body    io.Reader
+	length  int64 // of body; not positive: unknown
 	head    []byte
 	err     error
 	nothing int // Reads in a row that returned 0, nil
@@ -161,6 +213,9 @@ func (r *recorder) Read(p []byte) (int, error) {
 	p = p[:min(len(p), maxLook-len(r.head))]
 	if len(p) == 0 || r.nothing == 100 {
 		return 0, io.EOF
+	}
+	if left := r.length - int64(len(r.head)); left > 1 {
+		p = p[:min(int64(len(p)), left-1)]
 	}
 	n, err := r.body.Read(p)
 	r.head, r.err = append(r.head, p[:n]...), err

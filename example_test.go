@@ -1,13 +1,17 @@
 package clarifaihttp_test
 
 import (
+	"encoding/json"
+	"expvar"
 	"fmt"
 	"io"
 	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"example.com/clarifaihttp"
@@ -77,13 +81,13 @@ func ExampleWithThrottleFunc() {
 // so that the test need not wait for 15 s. Package throttletest also has a
 // server for tests in virtual time, which wait in no time.
 func ExampleNewTransport_unitTest() {
-	handler := &throttletest.Handler{Halt: 10 * time.Millisecond}
+	handler := &throttletest.Handler{Halt: 200 * time.Millisecond}
 	server := httptest.NewServer(handler)
 	defer server.Close()
 	handler.HaltFor(0) // another user of the account was too fast
 
 	client := &http.Client{Transport: clarifaihttp.NewTransport(server.Client().Transport,
-		clarifaihttp.WithThrottle(&clarifaihttp.Throttle{Backoff: 10 * time.Millisecond}),
+		clarifaihttp.WithThrottle(&clarifaihttp.Throttle{Backoff: 200 * time.Millisecond}),
 		clarifaihttp.WithLogger(slog.New(slog.DiscardHandler)))}
 	resp, err := client.Get(server.URL)
 	if err != nil {
@@ -93,6 +97,89 @@ func ExampleNewTransport_unitTest() {
 	stats := handler.Stats()
 	fmt.Println(resp.Status, "with", stats.Throttled, "throttled")
 	// Output: 200 OK with 1 throttled
+}
+
+// Stats shows how the account is doing.
+func ExampleThrottle_Stats() {
+	server := throttledOnce()
+	defer server.Close()
+
+	account := &clarifaihttp.Throttle{Backoff: 10 * time.Millisecond}
+	client := &http.Client{Transport: clarifaihttp.NewTransport(nil,
+		clarifaihttp.WithThrottle(account),
+		clarifaihttp.WithLogger(slog.New(slog.DiscardHandler)))}
+	resp, err := client.Get(server.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp.Body.Close()
+	s := account.Stats()
+	fmt.Println(s.Attempts, "attempts:", s.Throttled, "throttled,", s.HandedBack, "of these handed back")
+	fmt.Println(s.Pauses, "pause,", s.Waiting, "waiting,", s.WaitingByUrgency[0], "of these most urgent")
+	// Output:
+	// 2 attempts: 1 throttled, 0 of these handed back
+	// 1 pause, 0 waiting, 0 of these most urgent
+}
+
+// The expvar page shows Stats.
+func ExampleThrottle_Stats_expvar() {
+	server := httptest.NewServer(new(throttletest.Handler))
+	defer server.Close()
+
+	account := new(clarifaihttp.Throttle)
+	client := &http.Client{Transport: clarifaihttp.NewTransport(nil, clarifaihttp.WithThrottle(account))}
+	expvar.Publish("clarifai", expvar.Func(func() any { return account.Stats() }))
+
+	resp, err := client.Get(server.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp.Body.Close()
+	var page struct{ Attempts, Throttled int }
+	if err := json.Unmarshal([]byte(expvar.Get("clarifai").String()), &page); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%+v\n", page)
+	// Output: {Attempts:1 Throttled:0}
+}
+
+// The log lines of several accounts are told apart by a Logger for each, which
+// adds an attribute of yours.
+func ExampleWithLogger() {
+	server := throttledOnce()
+	defer server.Close()
+
+	logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: brief}))
+	images := &http.Client{Transport: clarifaihttp.NewTransport(nil,
+		clarifaihttp.WithThrottle(&clarifaihttp.Throttle{Backoff: 10 * time.Millisecond}),
+		clarifaihttp.WithLogger(logger.With("account", "images")))}
+	resp, err := images.Get(server.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp.Body.Close()
+	// Output:
+	// level=WARN msg="clarifaihttp: throttled, pausing all requests" account=images code=11005
+	// level=INFO msg="clarifaihttp: pause is over" account=images
+}
+
+// throttledOnce returns a server that throttles the first request.
+func throttledOnce() *httptest.Server {
+	var requests atomic.Int32
+	return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if requests.Add(1) == 1 {
+			http.Error(w, `{"status":{"code":11005}}`, http.StatusTooManyRequests)
+		}
+	}))
+}
+
+// brief leaves out what differs each time.
+func brief(_ []string, a slog.Attr) slog.Attr {
+	switch a.Key {
+	case slog.LevelKey, slog.MessageKey, "account", "code":
+		return a
+	}
+	return slog.Attr{}
 }
 
 func ExampleDetect() {

@@ -62,7 +62,8 @@ func TestSecrets(t *testing.T) {
 	again := func() *http.Response { return throttled("") }
 	const (
 		begins = `level=WARN msg="clarifaihttp: throttled, pausing all requests" host=server:8443 `
-		over   = `level=INFO msg="clarifaihttp: throttle is over" host=server:8443`
+		over   = `level=INFO msg="clarifaihttp: pause is over" host=server:8443`
+		back   = `level=WARN msg="clarifaihttp: throttled response handed back" host=server:8443 code=11005 request_id=4d1f reason=`
 	)
 	for _, tt := range []struct {
 		name    string
@@ -76,12 +77,11 @@ func TestSecrets(t *testing.T) {
 		log     []string // how the lines begin
 	}{
 		{name: "throttle", base: answers(again, ok), log: []string{begins, over}},
-		{name: "throttle without a status", base: answers(func() *http.Response { return respond(429, "slow down") }, ok),
-			log: []string{begins, over}},
+		{name: "throttle without a status", base: answers(func() *http.Response { return respond(429, "slow down") }, ok)},
 		{name: "throttled probes", base: answers(again, again, again, ok), log: []string{begins, begins, begins, over}},
-		{name: "throttle handed back", timeout: time.Second, base: answers(again), log: []string{begins}},
+		{name: "throttle handed back", timeout: time.Second, base: answers(again), log: []string{begins, back + "deadline"}},
 		{name: "refused for its deadline", busy: true, timeout: time.Second,
-			error: "clarifaihttp: the deadline is before the rate limit lets the request go, in "},
+			error: "clarifaihttp: rate limit wait of at least "},
 		{name: "Request.Cancel", busy: true, cancel: true, error: "clarifaihttp: request canceled while waiting"},
 		{name: "Limiter", limiter: limiterFunc(func() error { return errOwn }), error: "clarifaihttp: limiter: own"},
 		{name: "nothing returned", base: answers(func() *http.Response { return nil }),

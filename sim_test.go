@@ -22,6 +22,7 @@ type network struct {
 	server  *throttletest.Handler
 	jitter  time.Duration // one way: uniform between 0 and this
 	service func(*rand.Rand) time.Duration
+	bare    bool // throttled responses come from a gateway, without Clarifai's status
 
 	mu  sync.Mutex
 	rng *rand.Rand
@@ -47,6 +48,7 @@ func (n *network) RoundTrip(req *http.Request) (*http.Response, error) {
 	back := time.Duration(n.rng.Int64N(int64(n.jitter) + 1))
 	service := n.service(n.rng)
 	n.mu.Unlock()
+	broken := req.Header.Get("Broken") != ""
 
 	sent(req)
 	if err := sleep(req.Context(), there); err != nil {
@@ -61,7 +63,10 @@ func (n *network) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := sleep(req.Context(), back); err != nil {
 		return nil, err
 	}
-	if served {
+	switch {
+	case broken, !served && n.bare:
+		return respond(http.StatusTooManyRequests, "slow down"), nil
+	case served:
 		return ok(), nil
 	}
 	return respond(http.StatusTooManyRequests, fmt.Sprintf(throttledBody, n.server.Limit)), nil
@@ -264,4 +269,71 @@ func TestNeighbour(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestGateway has a gateway in front of the server throttle, by 429s without
+// Clarifai's status: as these are taken for throttled responses only on
+// suspicion, it takes longer to see that all must pause.
+func TestGateway(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		server *throttletest.Handler
+		least  float64
+	}{
+		{"halt of 15 s", &throttletest.Handler{}, 0.88},
+		{"halt of 40 s", &throttletest.Handler{Halt: 40 * time.Second}, 0.83},
+		{"halt of 40 s that restarts", &throttletest.Handler{Halt: 40 * time.Second, RestartHalt: true}, 0.74},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const d = 600 * time.Second
+				n := newNetwork(tt.server, 20*ms, fixed(50*ms))
+				n.bare = true
+				tt.server.HaltFor(0)
+				flood(t, d, 64, clarifaihttp.NewTransport(n, clarifaihttp.WithLogger(quiet)))
+				stats := tt.server.Stats()
+				goodput := float64(stats.Served) / (15 * d.Seconds())
+				t.Logf("goodput %.1f %%, %+v", 100*goodput, stats)
+				if goodput < tt.least {
+					t.Errorf("goodput %.1f %%, want %.0f %%", 100*goodput, 100*tt.least)
+				}
+			})
+		})
+	}
+}
+
+// TestBrokenEndpoint has one request in a hundred get a bare 429 each time it
+// is sent. It pauses nobody.
+func TestBrokenEndpoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const d = 600 * time.Second
+		server := new(throttletest.Handler)
+		n := newNetwork(server, 20*ms, fixed(50*ms))
+		th := new(clarifaihttp.Throttle)
+		rt := clarifaihttp.NewTransport(n, clarifaihttp.WithLogger(quiet), clarifaihttp.WithThrottle(th))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for sleep(ctx, 7*time.Second) == nil { // one of a hundred
+				wg.Go(func() {
+					req := get(ctx, t)
+					req.Header.Set("Broken", "1")
+					rt.RoundTrip(req)
+				})
+			}
+		})
+		flood(t, d, 64, rt)
+		cancel()
+		wg.Wait()
+		stats := server.Stats()
+		goodput := float64(stats.Served-th.Stats().Throttled) / (15 * d.Seconds())
+		t.Logf("goodput %.1f %%, %d bare 429s", 100*goodput, th.Stats().Throttled)
+		if goodput < 0.7 {
+			t.Errorf("goodput %.1f %%, want 70 %%", 100*goodput)
+		}
+		if !th.Stats().PausedUntil.IsZero() || stats.Throttled != 0 {
+			t.Errorf("%+v", stats)
+		}
+	})
 }

@@ -575,8 +575,8 @@ func TestDeadline(t *testing.T) {
 					time.Sleep(100 * ms)
 					return throttled(""), nil
 				case 1:
-					time.Sleep(200 * ms)
-					return throttled(""), nil // extends the pause by 100 ms
+					time.Sleep(250 * ms)
+					return throttled(""), nil // extends the pause by 150 ms
 				}
 				return ok(), nil
 			})
@@ -585,21 +585,26 @@ func TestDeadline(t *testing.T) {
 				wg.Go(func() { rt.RoundTrip(get(t.Context(), t)) })
 			}
 			synctest.Wait()
-			for _, timeout := range []time.Duration{15 * time.Second, 15*time.Second + 150*ms, 20 * time.Second} {
+			retry := 15*time.Second + seconds(15/14.0/0.8/2) // by then, one has gone and the pace is 0.8 of 14/15 of the limit
+			for _, tt := range []struct{ timeout, wait time.Duration }{
+				{15 * time.Second, 15 * time.Second},
+				{15*time.Second + 200*ms, retry},
+				{20 * time.Second, 0},
+			} {
 				wg.Go(func() {
-					ctx, cancel := context.WithTimeout(t.Context(), timeout)
+					ctx, cancel := context.WithTimeout(t.Context(), tt.timeout)
 					defer cancel()
 					if _, err := rt.RoundTrip(get(ctx, t)); err != nil {
 						refusals.mark()
-						if late, ok := errors.AsType[clarifaihttp.WaitError](err); !ok || late.Wait != 15*time.Second {
-							t.Errorf("got %v", err)
+						if late, ok := errors.AsType[clarifaihttp.WaitError](err); !ok || late.Wait.Round(ms) != tt.wait.Round(ms) {
+							t.Errorf("got %v, want a wait of %v", err, tt.wait)
 						}
 					}
 				})
 				synctest.Wait()
 			}
 			wg.Wait()
-			refusals.check(t, "refused", 100*ms, 200*ms)
+			refusals.check(t, "refused", 100*ms, 250*ms)
 		})
 	})
 	t.Run("a retry gets the throttle back", func(t *testing.T) {
@@ -656,6 +661,8 @@ func TestDeadline(t *testing.T) {
 		})
 	})
 }
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 func TestWaitError(t *testing.T) {
 	var err error = fmt.Errorf("wrapped: %w", &clarifaihttp.WaitError{Wait: 3 * time.Second})

@@ -1,38 +1,31 @@
 package clarifaihttp
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-retryablehttp"
 
+	"example.com/clarifaihttp/internal/arrival"
+	"example.com/clarifaihttp/internal/gate"
+	"example.com/clarifaihttp/internal/priority"
 	"example.com/clarifaihttp/internal/replay"
+	"example.com/clarifaihttp/internal/wire"
 )
 
 const (
 	defaultMaxRetries   = 10
 	defaultReplayBuffer = 1 << 20
 
-	// A request of at most so many bytes fits the buffers of a socket, so that
-	// being written means being on its way.
-	maxBuffered = 64 << 10
-
-	// An answer that is replaced by a retry is read up to these bounds, so that
-	// its connection is used again and it can be handed back after all.
-	maxKept    = 64 << 10
-	keepWithin = time.Second
-
-	// An upload that goes on when its throttle has come is given so long to end.
-	uploadEndsWithin = time.Second
+	// A body of at most so many bytes that is in memory is handed on as it is, so
+	// that it leaves in one write with the header.
+	maxInMemory = 64 << 10
 
 	maxLoggedDetails = 256
 )
@@ -58,9 +51,10 @@ var _ http.RoundTripper = (*Transport)(nil)
 // An Option sets up a [Transport].
 type Option func(*Transport)
 
-// NewTransport returns a Transport over base: create one per account and share
-// it; each Transport without [WithThrottle] counts for itself, every host that
-// it is used for included, so that one made for each call limits nothing.
+// NewTransport returns a Transport over base. Create one per account and share
+// it: each Transport without [WithThrottle] counts on its own, for all hosts that
+// it is used for. Do not create one per call. A Transport over a Transport with
+// the same Throttle counts a request once.
 //
 // A nil base is [http.DefaultTransport] as it is now, so that
 // http.DefaultTransport = NewTransport(nil) does not recurse. An invalid option
@@ -112,9 +106,9 @@ func WithThrottleFunc(f func(*http.Request) *Throttle) Option {
 	return func(t *Transport) { t.throttleFor = f }
 }
 
-// WithMaxRetries bounds how often one request is sent again after throttles.
-// The default is 10; zero means never. A throttle after that is handed back. A
-// negative n panics.
+// WithMaxRetries bounds how often one request is sent again after throttled
+// responses. The default is 10; zero means never. After that, the throttled
+// response is handed back. A negative n panics.
 func WithMaxRetries(n int) Option {
 	if n < 0 {
 		panic(fmt.Sprintf("clarifaihttp: WithMaxRetries: %d is negative", n))
@@ -125,7 +119,7 @@ func WithMaxRetries(n int) Option {
 // WithReplayBuffer bounds, in bytes, what is kept of a request body that has no
 // GetBody, while it is sent, so that it can be sent again. The default is
 // 1 MiB; zero means that nothing is kept. When a longer one is throttled, the
-// throttle is handed back. A negative n panics.
+// throttled response is handed back. A negative n panics.
 func WithReplayBuffer(n int) Option {
 	if n < 0 {
 		panic(fmt.Sprintf("clarifaihttp: WithReplayBuffer: %d is negative", n))
@@ -133,11 +127,16 @@ func WithReplayBuffer(n int) Option {
 	return func(t *Transport) { t.maxReplay = n }
 }
 
-// WithLogger has pauses logged to l: one line at level Warn when a pause begins,
-// with the attributes host, code, request_id, details (as the server words them)
-// and wait, and one at level Info, with host, when the first request after it
-// was answered otherwise. The default is [slog.Default] at that time. Nil
-// panics; slog.DiscardHandler silences it.
+// WithLogger has l log what happens to the account. The default is
+// [slog.Default] at that time. slog.DiscardHandler silences it. Nil panics.
+//
+// At level Warn: a pause begins (attributes host, code, request_id, details as
+// the server words them, and wait); the limit is lowered to what the server names
+// (host, limit); a throttled response is handed back to the caller (host, code,
+// request_id, reason). At level Info: the first request after a pause is served
+// (host); the limit is restored (host, limit).
+//
+// To tell several Throttles apart, add an attribute: l.With("account", "a").
 func WithLogger(l *slog.Logger) Option {
 	if l == nil {
 		panic("clarifaihttp: WithLogger: nil Logger")
@@ -165,12 +164,38 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, errors.New("clarifaihttp: nil Request.URL")
 	}
 	throttle := t.throttleFor(req)
-	taken = true
 	if throttle == nil {
+		taken = true
 		return t.base.RoundTrip(req)
 	}
-	c := &call{Context: req.Context(), t: t, req: req, throttle: throttle}
+	g := throttle.ready()
+	taken = true
+	if outer := wire.Outer(req.Context(), g); outer != nil && outer.Enter() {
+		return t.pass(req, g, outer)
+	}
+	c := &call{Context: wire.Beside(req.Context()), t: t, req: req, gate: g, watch: &throttle.watch}
 	return c.do()
+}
+
+// pass hands on a request that a Transport around this one has let go, and has
+// the Throttle told of a throttled response: a client in between may try again.
+func (t *Transport) pass(req *http.Request, g *gate.Gate, outer *wire.Marker) (*http.Response, error) {
+	inner := req.WithContext(outer.Inner(req.Context()))
+	resp, err := (*http.Response)(nil), errPanic
+	func() {
+		defer func() { outer.Leave(err == nil) }()
+		resp, err = t.base.RoundTrip(inner)
+	}()
+	if err != nil || resp == nil || resp.Body == nil {
+		return resp, err
+	}
+	if resp.Request == inner {
+		resp.Request = req
+	}
+	if status, throttled := Detect(resp); throttled {
+		t.logs(req, status, g.Throttled(outer.Ticket(), verdictOf(resp, status)))
+	}
+	return resp, nil
 }
 
 // A call is one RoundTrip. It is the context of what retryablehttp's loop sees
@@ -179,18 +204,28 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 type call struct {
 	context.Context // the caller's
 
-	t        *Transport
-	req      *http.Request // the caller's: never changed
-	throttle *Throttle
-	source   *replay.Source // of the next attempt's body; nil: no body
+	t      *Transport
+	req    *http.Request // the caller's: never changed
+	gate   *gate.Gate
+	watch  *arrival.Watch
+	source *replay.Source // of the next attempt's body; nil: no body
 
 	attempts int
+	bare     int  // 429s without a Clarifai status
 	over     bool // no attempt will follow
-	ticket   *ticket
+	ticket   *gate.Ticket
 	resp     *http.Response // outcome of the latest attempt
 	err      error
+	status   Status // of resp, if that is a throttled response
 
-	first wire
+	shell http.Request
+}
+
+// An attempt is one sending of a call's request. Each has one of its own: the
+// hooks of the one before may still be running.
+type attempt struct {
+	wire wire.Wire
+	req  http.Request
 }
 
 // The shell; nobody writes to it.
@@ -229,7 +264,10 @@ func (c *call) do() (*http.Response, error) {
 			c.resp.Body.Close()
 		}
 	}()
-	_, err := c.t.loop.Do(&retryablehttp.Request{Request: shellRequest.WithContext(c)})
+	deadline, _ := c.Deadline()
+	c.ticket = gate.NewTicket(priority.Urgency(c.req.Header["Priority"]), deadline)
+	c.shell = *shellRequest.WithContext(c)
+	_, err := c.t.loop.Do(&retryablehttp.Request{Request: &c.shell})
 	returned = true
 	if err != nil { // the context ended between two attempts
 		return nil, context.Cause(c.Context)
@@ -254,69 +292,146 @@ func (c *call) canceled() <-chan struct{} {
 	return c.req.Cancel
 }
 
-// small reports whether the request fits the buffers of a socket.
-func (c *call) small() bool {
-	return !c.hasBody() || 0 < c.req.ContentLength && c.req.ContentLength <= maxBuffered
-}
-
 func (c *call) hasBody() bool { return c.req.Body != nil && c.req.Body != http.NoBody }
 
-// attempt waits for its turn and sends the request once.
+// attempt waits for its turn and sends the request once. It does so anew where
+// it was let go, but found a pause or no slot any more when it had a connection,
+// and could not wait there.
 func (c *call) attempt() {
-	tk := &ticket{rank: newcomers}
-	if c.attempts > 0 {
-		tk.rank = retries
-	}
-	tk.deadline, _ = c.Deadline()
-	if err := c.throttle.start(c.Context, c.canceled(), tk); err != nil {
-		c.over = true
-		if _, late := errors.AsType[WaitError](err); !late || c.attempts == 0 {
-			c.resp, c.err = nil, err
+	for {
+		if err := c.gate.Start(c.Context, c.canceled(), c.ticket); err != nil {
+			c.refused(err)
+			return
 		}
-		return
+		if !c.send() {
+			return
+		}
+		c.ticket = c.ticket.Requeued()
 	}
-	c.attempts++
+}
 
-	w := &c.first
-	if c.attempts > 1 {
-		w = new(wire) // the hooks of the one before may still be running
+// refused notes why the gate refused an attempt. A retry that is too late hands
+// back the throttled response.
+func (c *call) refused(err error) {
+	c.over = true
+	if late, ok := errors.AsType[*gate.Refusal](err); ok {
+		err = &WaitError{late.Wait}
 	}
-	ctx := w.trace(c, tk)
-	req := c.req.WithContext(ctx)
+	if _, ok := errors.AsType[WaitError](err); ok { // perhaps the Limiter's
+		if c.attempts > 0 {
+			c.handsBack(tooLate)
+			return
+		}
+		c.gate.Refused()
+	}
+	c.resp, c.err = nil, err
+}
+
+// send sends the request once. It reports whether it must be sent anew, for
+// nothing of it was sent.
+func (c *call) send() (anew bool) {
+	a := new(attempt)
+	w := &a.wire
+	w.Context, w.Gate, w.Watch, w.Cancel = c.Context, c.gate, c.watch, c.canceled()
+	w.Length = c.req.ContentLength
+	w.Dials, w.PlainIsHTTP1 = c.t.connections(c.req)
+	w.MayResend = !c.hasBody() || c.req.GetBody != nil
+	a.req = *c.req.WithContext(w.Trace(c.ticket))
 	var body io.Closer = http.NoBody
-	if c.source != nil {
-		attempt := c.source.Attempt()
-		req.Body, body = attempt, attempt
+	if c.hasBody() {
+		body = c.body(a)
+	} else {
+		w.Length = 0
 	}
 
 	var resp *http.Response
 	err := errPanic
 	defer func() {
-		c.ticket = w.end()
+		var refused error
+		c.ticket, refused = w.End(err == nil)
 		if err == nil {
-			c.throttle.answered(c.ticket)
 			return
 		}
-		c.throttle.failed(c.ticket, w.sent())
 		body.Close()
 		if resp != nil && resp.Body != nil {
 			resp.Body.Close()
 		}
+		anew = errors.Is(refused, gate.ErrHeldTooLong) && c.whole(a)
+		switch {
+		case anew: // an earlier throttled response may have to be handed back
+		case refused != nil:
+			c.resp, c.err = nil, refused
+		default:
+			c.resp, c.err = nil, err
+		}
 	}()
-	resp, err = c.t.base.RoundTrip(req)
+	resp, err = c.t.base.RoundTrip(&a.req)
 	if err == nil {
 		err = c.check(resp)
 	}
 	if err != nil {
-		c.resp, c.err = nil, err
 		return
 	}
 	// A base that sent something else, as one that follows redirects does, says
 	// so here.
-	if r := resp.Request; r == nil || r.URL == req.URL {
+	if r := resp.Request; r == nil || r.URL == a.req.URL {
 		resp.Request = c.req
 	}
 	c.resp, c.err = resp, nil
+	return false
+}
+
+// whole reports whether the body is there from its first byte on, after a failed.
+func (c *call) whole(a *attempt) bool {
+	return c.source == nil || a.wire.Body != nil && c.source.Untouched() || c.req.GetBody != nil && c.rewind()
+}
+
+// body gives a its body, which is to be closed if it fails.
+func (c *call) body(a *attempt) io.Closer {
+	w := &a.wire
+	if c.req.ContentLength == 0 {
+		w.Length = -1 // unknown
+	}
+	if c.req.GetBody != nil && w.Length > 0 && w.Length <= maxInMemory {
+		if body := c.source.InMemory(); body != nil {
+			a.req.Body = body
+			return body
+		}
+	}
+	w.Body = c.source.Attempt(w.Length, w)
+	a.req.Body = w.Body
+	if c.req.GetBody != nil {
+		// For what net/http sends again by itself.
+		a.req.GetBody = func() (io.ReadCloser, error) {
+			body, err := c.req.GetBody()
+			if err != nil || body == nil {
+				return body, err
+			}
+			return replay.New(body, 0).Attempt(w.Length, w), nil
+		}
+	} else if source := c.source; c.replayable() > 0 {
+		// An HTTP/2 server that leaves ignores the streams it has not processed.
+		a.req.GetBody = func() (io.ReadCloser, error) { return source.Resend(c.Context, w.Length, w) }
+	}
+	return w.Body
+}
+
+// connections tells what is known of the base's: whether a request that waits
+// for one waits for a dial, and whether one without TLS is for HTTP/1 alone.
+func (t *Transport) connections(req *http.Request) (dials, plainIsHTTP1 bool) {
+	base := t.base
+	for {
+		inner, ok := base.(*Transport)
+		if !ok {
+			break
+		}
+		base = inner.base
+	}
+	h, ok := base.(*http.Transport)
+	if !ok {
+		return false, false
+	}
+	return h.MaxConnsPerHost == 0, h.Protocols == nil || !h.Protocols.UnencryptedHTTP2()
 }
 
 // check holds a response against what http.Client wants of a RoundTripper.
@@ -339,35 +454,95 @@ func (c *call) again() bool {
 	if c.over || c.err != nil {
 		return false
 	}
-	status, throttled := Detect(c.resp)
+	c.attempts++
+	status, throttled, known := c.detect()
+	if !known {
+		return false
+	}
+	v := c.judge(status, throttled)
 	if !throttled {
-		if c.throttle.served(c.ticket) {
-			c.log().InfoContext(c.Context, "clarifaihttp: throttle is over", "host", c.req.URL.Host)
-		}
 		return false
 	}
-
-	var v verdict
-	v.retryAfter, v.asked = retryAfter(c.resp.Header, time.Now())
-	v.limit, _ = limitOf(status.Details)
-	until, began := c.throttle.throttled(c.ticket, v)
-	if began {
-		c.log().WarnContext(c.Context, "clarifaihttp: throttled, pausing all requests",
-			"host", c.req.URL.Host, "code", status.Code, "request_id", status.RequestID,
-			"details", status.Details[:min(len(status.Details), maxLoggedDetails)], "wait", time.Until(until).Round(time.Millisecond))
-	}
-	if c.attempts > c.t.maxRetries || c.throttle.absurd(v) || c.throttle.tooLate(c.Context) || !c.rewind() {
+	if why := c.handBack(v); why != "" {
+		c.handsBack(why)
 		return false
 	}
-	c.keep()
+	replay.Keep(c.resp) // this frees its connection for others
 	return true
 }
 
-func (c *call) log() *slog.Logger {
-	if c.t.logger == nil {
+// judge tells the gate, and logs, whether the response is throttled. It returns
+// what a throttled response says.
+func (c *call) judge(status Status, throttled bool) (v gate.Verdict) {
+	if !throttled {
+		c.t.logs(c.req, status, c.gate.Served(c.ticket))
+		return v
+	}
+	c.status = status
+	v = verdictOf(c.resp, status)
+	c.t.logs(c.req, status, c.gate.Throttled(c.ticket, v))
+	return v
+}
+
+// handBack returns why a throttled response is the caller's; if it is not, the
+// next attempt has what it needs.
+func (c *call) handBack(v gate.Verdict) (why string) {
+	var rest time.Duration
+	if v.Bare {
+		c.bare++
+		rest = c.gate.Rest(v, c.bare)
+	}
+	next := c.ticket.Retry(rest)
+	switch {
+	case c.attempts > c.t.maxRetries:
+		return "retries spent"
+	case c.gate.Absurd(v):
+		return "Retry-After too long"
+	case c.Err() != nil, c.gate.TooLate(next):
+		return tooLate
+	case !c.rewind():
+		return "body cannot be sent again"
+	}
+	c.ticket = next
+	return ""
+}
+
+const tooLate = "deadline"
+
+// handsBack counts and logs that the caller gets a throttled response.
+func (c *call) handsBack(why string) {
+	c.gate.HandedBack()
+	c.t.log().WarnContext(c.Context, "clarifaihttp: throttled response handed back",
+		"host", c.req.URL.Host, "code", c.status.Code, "request_id", c.status.RequestID, "reason", why)
+}
+
+// logs logs what has happened to the account.
+func (t *Transport) logs(req *http.Request, status Status, e gate.Events) {
+	if e == (gate.Events{Until: e.Until}) {
+		return
+	}
+	log, ctx, host := t.log(), req.Context(), slog.String("host", req.URL.Host)
+	if e.Restored > 0 {
+		log.InfoContext(ctx, "clarifaihttp: limit restored", host, "limit", e.Restored)
+	}
+	if e.Lowered > 0 {
+		log.WarnContext(ctx, "clarifaihttp: limit lowered to what the server names", host, "limit", e.Lowered)
+	}
+	if e.Recovered {
+		log.InfoContext(ctx, "clarifaihttp: pause is over", host)
+	}
+	if e.Began {
+		log.WarnContext(ctx, "clarifaihttp: throttled, pausing all requests",
+			host, "code", status.Code, "request_id", status.RequestID,
+			"details", status.Details[:min(len(status.Details), maxLoggedDetails)], "wait", time.Until(e.Until).Round(time.Millisecond))
+	}
+}
+
+func (t *Transport) log() *slog.Logger {
+	if t.logger == nil {
 		return slog.Default()
 	}
-	return c.t.logger
+	return t.logger
 }
 
 // rewind gets the body for the next attempt, and reports whether it could.
@@ -376,7 +551,9 @@ func (c *call) rewind() bool {
 	case c.source == nil:
 		return true
 	case c.req.GetBody == nil:
-		return c.source.Again(c.Context, uploadEndsWithin)
+		return c.source.Again(c.Context)
+	case !c.source.Quiet(c.Context): // GetBody may return the same object again
+		return false
 	}
 	body, err := c.req.GetBody()
 	if err != nil || body == nil {
@@ -385,88 +562,4 @@ func (c *call) rewind() bool {
 	c.source.Finish()
 	c.source = replay.New(body, 0)
 	return true
-}
-
-// keep reads the response into memory, which frees its connection for others,
-// and leaves it to be handed back, should the retry be refused.
-func (c *call) keep() {
-	body := c.resp.Body
-	stalled := time.AfterFunc(keepWithin, func() { body.Close() })
-	b, err := io.ReadAll(io.LimitReader(body, maxKept+1))
-	if stalled.Stop() {
-		body.Close()
-	}
-	switch {
-	case len(b) > maxKept:
-		b, err = b[:maxKept], io.ErrUnexpectedEOF
-	case err == nil:
-		err = io.EOF
-	}
-	c.resp.Body = io.NopCloser(io.MultiReader(bytes.NewReader(b), endsWith{err}))
-}
-
-type endsWith struct{ err error }
-
-func (f endsWith) Read([]byte) (int, error) { return 0, f.err }
-
-// A wire follows one attempt by its httptrace hooks: these say when its bytes
-// can be on their way, and when net/http sends it again by itself, each time
-// as a wire request of its own. Hooks run on other goroutines, and even after
-// the attempt has ended.
-type wire struct {
-	call  *call
-	hooks httptrace.ClientTrace
-
-	ticket atomic.Pointer[ticket] // of the latest wire request
-	asked  atomic.Bool            // for a connection
-	got    atomic.Bool            // a connection
-	resent atomic.Bool            // on another one
-	ended  atomic.Bool
-}
-
-// trace returns the context for c's attempt.
-func (w *wire) trace(c *call, tk *ticket) context.Context {
-	w.call = c
-	w.ticket.Store(tk)
-	w.hooks = httptrace.ClientTrace{GetConn: w.getConn, GotConn: w.gotConn, WroteRequest: w.wroteRequest}
-	return httptrace.WithClientTrace(c.Context, &w.hooks)
-}
-
-func (w *wire) getConn(string) { w.asked.Store(true) }
-
-// gotConn comes before each wire request. Its first is the one that was waited
-// for; the next ones wait here.
-func (w *wire) gotConn(httptrace.GotConnInfo) {
-	if !w.got.Swap(true) {
-		return
-	}
-	w.resent.Store(true)
-	earlier := w.ticket.Load()
-	c := w.call
-	tk := c.throttle.resent(c.Context, c.canceled(), earlier)
-	if other := w.ticket.Swap(tk); other != earlier {
-		c.throttle.failed(other, true) // two at once
-	}
-	if w.ended.Load() {
-		c.throttle.failed(tk, true)
-	}
-}
-
-// wroteRequest counts for the only wire request. Once there is another one,
-// it cannot be told which of them was written.
-func (w *wire) wroteRequest(info httptrace.WroteRequestInfo) {
-	tk := w.ticket.Load()
-	if info.Err == nil && !w.resent.Load() {
-		w.call.throttle.written(tk, w.call.small())
-	}
-}
-
-// sent reports whether bytes may have left. A base that has no hooks says
-// nothing.
-func (w *wire) sent() bool { return w.got.Load() || !w.asked.Load() }
-
-// end ends the attempt and returns its latest ticket.
-func (w *wire) end() *ticket {
-	w.ended.Store(true)
-	return w.ticket.Load()
 }

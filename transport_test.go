@@ -466,34 +466,92 @@ type closesIdle struct {
 func (c *closesIdle) CloseIdleConnections() { *c.closed = true }
 
 func TestLog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
-		handler := slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		}})
-		starts := newTimeline()
-		rt := clarifaihttp.NewTransport(roundTripperFunc(func(req *http.Request) (*http.Response, error) {
-			switch n := starts.mark(); {
+	const paused = `level=WARN msg="clarifaihttp: throttled, pausing all requests" host=server code=11005 request_id=4d1f details="exceeded limit of %d requests per second" wait=%v
+`
+	const over = `level=INFO msg="clarifaihttp: pause is over" host=server
+`
+	const back = `level=WARN msg="clarifaihttp: throttled response handed back" host=server code=%d request_id=%s reason=%s
+`
+	limited := func(n int) *http.Response { return respond(429, fmt.Sprintf(throttledBody, n)) }
+	for _, tt := range []struct {
+		name string
+		base func(n int) *http.Response // the nth answer
+		n    []int                      // so many requests at once, then, after half an hour, ...
+		opts []clarifaihttp.Option
+		want string
+	}{
+		{"one line for each pause", func(n int) *http.Response {
+			switch {
 			case n < 3: // one begins the pause, the others extend it
 				time.Sleep(time.Duration(n+1) * ms)
-				return throttled(""), nil
+				return throttled("")
 			case n == 3: // the probe
-				return throttled("40"), nil
+				return throttled("40")
 			}
-			return ok(), nil
-		}), clarifaihttp.WithLogger(slog.New(handler)))
-		all(t, rt, 3)
-		want := `level=WARN msg="clarifaihttp: throttled, pausing all requests" host=server code=11005 request_id=4d1f details="exceeded limit of 15 requests per second" wait=15s
-level=WARN msg="clarifaihttp: throttled, pausing all requests" host=server code=11005 request_id=4d1f details="exceeded limit of 15 requests per second" wait=40s
-level=INFO msg="clarifaihttp: throttle is over" host=server
-`
-		if log.String() != want {
-			t.Errorf("log\n%swant\n%s", &log, want)
-		}
-	})
+			return ok()
+		}, []int{3}, nil, fmt.Sprintf(paused, 15, "15s") + fmt.Sprintf(paused, 15, "40s") + over},
+		{"a bare 429 pauses nobody", func(n int) *http.Response {
+			if n == 0 {
+				return respond(429, "slow down")
+			}
+			return ok()
+		}, []int{1}, nil, ""},
+		{"a limit lowered and restored", func(n int) *http.Response {
+			if n == 0 {
+				return limited(10)
+			}
+			return ok()
+		}, []int{1, 1, 1, 1}, nil, `level=WARN msg="clarifaihttp: limit lowered to what the server names" host=server limit=10
+` + fmt.Sprintf(paused, 10, "15s") + over + `level=INFO msg="clarifaihttp: limit restored" host=server limit=15
+`},
+		{"retries spent", func(int) *http.Response { return throttled("") }, []int{1}, []clarifaihttp.Option{clarifaihttp.WithMaxRetries(0)},
+			fmt.Sprintf(paused, 15, "15s") + fmt.Sprintf(back, 11005, "4d1f", `"retries spent"`)},
+		{"absurd", func(int) *http.Response { return throttled("1000") }, []int{1}, nil,
+			fmt.Sprintf(paused, 15, "1m0s") + fmt.Sprintf(back, 11005, "4d1f", `"Retry-After too long"`)},
+		{"refused in line", func(n int) *http.Response {
+			if n < 2 {
+				return throttled("")
+			}
+			return ok()
+		}, []int{1}, []clarifaihttp.Option{clarifaihttp.WithThrottle(&clarifaihttp.Throttle{Limiter: lateLimiter{new(atomic.Int32)}})},
+			fmt.Sprintf(paused, 15, "15s") + fmt.Sprintf(back, 11005, "4d1f", "deadline")},
+		{"a bare 429, absurd", func(int) *http.Response {
+			resp := respond(429, "")
+			resp.Header.Set("Retry-After", "1000")
+			return resp
+		}, []int{1}, nil, fmt.Sprintf(back, 0, `""`, `"Retry-After too long"`)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				handler := slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+					if a.Key == slog.TimeKey {
+						return slog.Attr{}
+					}
+					return a
+				}})
+				starts := newTimeline()
+				rt := clarifaihttp.NewTransport(roundTripperFunc(func(*http.Request) (*http.Response, error) {
+					return tt.base(starts.mark()), nil
+				}), append(tt.opts, clarifaihttp.WithLogger(slog.New(handler)))...)
+				for _, n := range tt.n {
+					var wg sync.WaitGroup
+					for range n {
+						wg.Go(func() {
+							if _, err := rt.RoundTrip(get(t.Context(), t)); err != nil {
+								t.Error(err)
+							}
+						})
+					}
+					wg.Wait()
+					time.Sleep(30 * time.Minute)
+				}
+				if log.String() != tt.want {
+					t.Errorf("log\n%swant\n%s", &log, tt.want)
+				}
+			})
+		})
+	}
 }
 
 func TestLogsToDefault(t *testing.T) {
@@ -505,7 +563,7 @@ func TestLogsToDefault(t *testing.T) {
 	if _, err := rt.RoundTrip(get(t.Context(), t)); err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(log.String(), "\n"); n != 1 {
-		t.Errorf("%d lines, want 1:\n%s", n, &log)
+	if n := strings.Count(log.String(), "\n"); n != 2 {
+		t.Errorf("%d lines, want 2:\n%s", n, &log)
 	}
 }

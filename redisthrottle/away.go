@@ -1,45 +1,62 @@
 package redisthrottle
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"syscall"
 	"time"
 )
 
-// lose notes that Redis does not answer, or not as it should. It requires mu.
+var errSlow = errors.New("no answer in time")
+
+const (
+	retrySoon = 100 * time.Millisecond // the first try after a call that failed
+	retryLate = time.Second            // and the last ones
+)
+
+// lose notes that Redis does not answer, or not as it should. Connections may be
+// dead without saying so: there will be new ones. It requires mu.
 func (l *Limiter) lose(err error) {
+	if l.synced.IsZero() && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
+		err = fmt.Errorf("%w: %w", errClosed, err)
+	}
 	before := l.away
 	l.away = err
-	if before != nil {
-		return
+	l.hangUp(l.client)
+	l.client, l.asked = l.dial(), nil
+	if before == nil {
+		l.awaySince = time.Now()
+		text := "Redis is away, requests wait"
+		if hopeless(err) {
+			text = "Redis refuses, requests fail"
+		}
+		l.log(slog.LevelWarn, text, "err", err)
 	}
-	l.awaySince = time.Now()
-	l.forget()
-	if l.granted != nil {
-		l.refuse(l.granted)
+	if l.waiting {
+		l.sync()
 	}
-	l.log(slog.LevelWarn, "Redis is away, requests wait", "err", err)
-	l.sync()
-	l.change()
+	l.wake()
 }
 
 // found notes that Redis answers. It requires mu.
 func (l *Limiter) found(now time.Time) {
-	if l.away == nil {
-		return
-	}
 	away := now.Sub(l.awaySince)
 	l.log(slog.LevelInfo, "Redis is back", "away", away)
-	l.away, l.alone = nil, false
-	if l.config.Fallback > 0 && away >= l.gone/3 {
+	l.away, l.alone, l.retry = nil, false, retrySoon
+	if l.config.Fallback > 0 && away >= l.silence/3 {
 		// Others may be using their shares until they notice, too.
-		l.quiet = now.Add(l.gone)
+		l.quiet = now.Add(l.silence)
 	}
 }
 
 // share decides as next does, while Redis is away: the process's own share may
 // be used after a silence. It requires mu.
-func (l *Limiter) share(now time.Time) (ok bool, again time.Time) {
-	begin := l.awaySince.Add(l.gone)
+func (l *Limiter) share(now time.Time) (ok bool, askAt time.Time) {
+	begin := l.awaySince.Add(l.silence)
 	switch {
 	case !l.syncing:
 		l.sync()
@@ -53,10 +70,36 @@ func (l *Limiter) share(now time.Time) (ok bool, again time.Time) {
 		l.alone = true
 		l.log(slog.LevelWarn, "Redis is away, requests use a share of their own", "share", l.config.Fallback)
 	}
-	used, again := l.unarrived(now)
+	used, askAt := l.unarrived(now)
 	if used >= l.config.Fallback {
-		return false, again
+		return false, askAt
 	}
-	l.hand("", now)
+	t := &token{renewed: now}
+	l.held = append(l.held, t)
+	l.letGo(t, now)
 	return true, now
+}
+
+// A line is one for the log, written when mu is released.
+type line struct {
+	level slog.Level
+	text  string
+	args  []any
+}
+
+// log requires mu.
+func (l *Limiter) log(level slog.Level, text string, args ...any) {
+	args = append([]any{"account", l.config.Account}, args...)
+	l.lines = append(l.lines, line{level, "redisthrottle: " + text, args})
+}
+
+func (l *Limiter) lock() { l.mu.Lock() }
+
+func (l *Limiter) unlock() {
+	lines := l.lines
+	l.lines = nil
+	l.mu.Unlock()
+	for _, s := range lines {
+		cmp.Or(l.config.Logger, slog.Default()).Log(context.Background(), s.level, s.text, s.args...)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,14 +31,14 @@ func BenchmarkCalls(b *testing.B) {
 	defer wg.Wait()
 	defer stop()
 	begun := make(chan bool, 100)
-	var requests counter
+	var requests atomic.Int32
 	for range 100 {
 		client := redis.NewClient(&redis.Options{Addr: server.Addr})
 		defer client.Close()
 		l := redisthrottle.New(client, redisthrottle.Config{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 		wg.Go(func() {
 			for first := true; l.Wait(ctx) == nil; first = false {
-				requests.n.Add(1)
+				requests.Add(1)
 				time.AfterFunc(50*ms, l.Arrived) // the answer
 				if first {
 					begun <- true
@@ -50,7 +51,7 @@ func BenchmarkCalls(b *testing.B) {
 	}
 	client := redis.NewClient(&redis.Options{Addr: server.Addr})
 	defer client.Close()
-	called, sent := calls(b, client), requests.n.Load()
+	called, sent := calls(b, client), requests.Load()
 	begin := time.Now()
 	b.ResetTimer()
 	for range b.N {
@@ -59,7 +60,7 @@ func BenchmarkCalls(b *testing.B) {
 	b.StopTimer()
 	seconds := time.Since(begin).Seconds()
 	called = calls(b, client) - called
-	sent = requests.n.Load() - sent
+	sent = requests.Load() - sent
 	b.ReportMetric(float64(called)/seconds, "calls/s")
 	b.ReportMetric(float64(sent)/seconds, "requests/s")
 }

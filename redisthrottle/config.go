@@ -2,12 +2,14 @@ package redisthrottle
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"log/slog"
 	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
 const (
@@ -22,24 +24,27 @@ const (
 	maxDuration = 24 * time.Hour
 )
 
-// Config says what is shared. The zero value is ready and stands for Clarifai's
-// documented limit. All processes of an account must use the same Account,
-// Prefix, Limit, Window and Transit: a process with another Limit, Window or
-// Transit gets no permission until the others are gone.
+// Config says what is shared. The zero value is ready. All processes of an
+// account must use the same Account, Prefix and Window: a process with another
+// Window gets no permission until the others are silent (see [Limiter]).
 type Config struct {
 	// Account names the account in the keys. It is no secret: never a token.
 	// Empty means "default".
 	Account string
 
 	// Limit is how many requests of all processes together may arrive at the
-	// server in one Window. Zero means 15.
+	// server in one Window. Zero means the Throttle's Limit, or 15 without a
+	// Throttle. Where processes differ, the lowest Limit is in force for all; a
+	// higher one is once the lower has not been used for 4.3 s.
 	Limit int
 
-	// Window is the time that Limit is for. Zero means 1 s.
+	// Window is the time that Limit is for. Zero means the Throttle's Window, or
+	// 1 s without a Throttle.
 	Window time.Duration
 
 	// Transit bounds the time from a request's being written to its arrival at
-	// the server, as the Throttle's does. Zero means 250 ms.
+	// the server. Zero means the Throttle's Transit, or 250 ms where that is
+	// negative or there is no Throttle.
 	Transit time.Duration
 
 	// Prefix begins all keys. Empty means "clarifaihttp".
@@ -53,6 +58,14 @@ type Config struct {
 	// switch nothing is sent.
 	Fallback int
 
+	// NoRestart says that Redis never starts with old data: it has neither
+	// persistence nor replicas, or it is a fake. Then INFO is not needed.
+	NoRestart bool
+
+	// StartAtOnce leaves out the silence before an empty Redis is used. It is for
+	// unit tests, whose Redis no other process uses.
+	StartAtOnce bool
+
 	// Logger gets one line when Redis goes away (level Warn), one when the
 	// fallback begins (Warn), one when Redis is back (Info), one when tokens are
 	// made anew (Info), and one when others use other settings (Warn). Nil means
@@ -60,54 +73,133 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// New returns a Limiter that uses client. Nothing is sent before the first
-// Wait. The client may be one of a single server, of Sentinel or of Cluster;
-// it needs Redis 6.2 or later that is less than 80 ms away, two connections,
-// and a ReadTimeout of at least 1.1 s (go-redis has 3 s), but not none. By ACL
-// it needs eval, evalsha, blmove, info, time, del, pexpire and the commands of
-// hashes and lists. It stays the caller's to close.
+// New returns a Limiter that uses the Redis of client: a single server, Sentinel
+// or Cluster, Redis 6.2 or later. Nothing is sent before the first Wait.
 //
-// A nil client and an invalid config panic.
+// A [*redis.Client] or [*redis.ClusterClient] is not used itself, and its hooks
+// are not run: the Limiter makes connections of its own, by the client's
+// options, with its own time-outs. So neither ReadTimeout nor PoolSize matters,
+// nor do dead connections in a pool that the application shares. The client must
+// stay open: its dialer and credentials are used.
+//
+// A nil client, a [*redis.Ring] and an invalid config panic.
 func New(client redis.UniversalClient, config Config) *Limiter {
 	if client == nil {
 		panic("redisthrottle: New: nil client")
 	}
 	if config.Limit < 0 || config.Limit > maxLimit {
-		panic(fmt.Sprintf("redisthrottle: Config.Limit is %d, must be between 0 (the default) and %d", config.Limit, maxLimit))
+		panic(fmt.Sprintf("redisthrottle: Config.Limit is %d, must be between 0 (the Throttle's) and %d", config.Limit, maxLimit))
 	}
-	config.Limit = cmp.Or(config.Limit, defaultLimit)
-	for _, f := range []struct {
-		name string
-		d    time.Duration
-	}{{"Window", config.Window}, {"Transit", config.Transit}} {
-		if f.d != 0 && (f.d < time.Millisecond || f.d > maxDuration) {
-			panic(fmt.Sprintf("redisthrottle: Config.%s is %v, must be 0 (the default) or between 1ms and %v", f.name, f.d, maxDuration))
+	for name, d := range map[string]time.Duration{"Window": config.Window, "Transit": config.Transit} {
+		if d != 0 && (d < time.Millisecond || d > maxDuration) {
+			panic(fmt.Sprintf("redisthrottle: Config.%s is %v, must be 0 (the Throttle's) or between 1ms and %v", name, d, maxDuration))
 		}
 	}
-	if config.Fallback < 0 || config.Fallback > config.Limit {
+	if config.Fallback < 0 || config.Fallback > cmp.Or(config.Limit, maxLimit) {
 		panic(fmt.Sprintf("redisthrottle: Config.Fallback is %d, must be between 0 (none) and Limit, %d", config.Fallback, config.Limit))
 	}
-	config.Window = cmp.Or(config.Window, defaultWindow)
-	config.Transit = cmp.Or(config.Transit, defaultTransit)
 	config.Account = cmp.Or(config.Account, "default")
 	config.Prefix = cmp.Or(config.Prefix, "clarifaihttp")
-	for _, f := range []struct{ name, s string }{{"Account", config.Account}, {"Prefix", config.Prefix}} {
-		if strings.ContainsAny(f.s, "{}") {
-			panic(fmt.Sprintf("redisthrottle: Config.%s is %q, must not contain { or }, which mark the part of a key that chooses its node", f.name, f.s))
+	for name, s := range map[string]string{"Account": config.Account, "Prefix": config.Prefix} {
+		if strings.ContainsAny(s, "{}") {
+			panic(fmt.Sprintf("redisthrottle: Config.%s is %q, must not contain { or }, which mark the part of a key that chooses its node", name, s))
 		}
 	}
-	l := &Limiter{
-		client:  client,
-		config:  config,
-		hold:    config.Window + guard,
-		turn:    make(chan struct{}, 1),
-		changed: make(chan struct{}),
-		retry:   retrySoon,
-	}
-	l.gone = grace + config.Transit + l.hold
-	l.tick = min(l.gone/3, maxTick)
-	for _, name := range []string{"pool", "free", "taken", "parked"} {
+	l := &Limiter{config: config, turn: make(chan struct{}, 1), changed: make(chan struct{}), retry: retrySoon}
+	l.connect(client)
+	l.client = l.dial()
+	for _, name := range []string{"pool", "free", "taken", "parked", "seen"} {
 		l.keys = append(l.keys, config.Prefix+":{"+config.Account+"}:"+name)
 	}
 	return l
+}
+
+// connect sets dial, which makes a client with connections of its own, and
+// hangUp, which closes them once the last call has ended.
+func (l *Limiter) connect(client redis.UniversalClient) {
+	onConnect := func(next func(context.Context, *redis.Conn) error) func(context.Context, *redis.Conn) error {
+		return func(ctx context.Context, cn *redis.Conn) error {
+			l.lock()
+			l.connected = time.Now() // to another Redis, possibly
+			l.unlock()
+			if next == nil {
+				return nil
+			}
+			return next(ctx, cn)
+		}
+	}
+	l.hangUp = func(c redis.UniversalClient) { time.AfterFunc(2*patience, func() { c.Close() }) }
+	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	switch c := client.(type) {
+	case *redis.Ring:
+		panic("redisthrottle: New: a Ring has several masters, the limit needs one")
+	case *redis.Client:
+		o := *c.Options()
+		o.OnConnect, o.MaintNotificationsConfig, o.PushNotificationProcessor = onConnect(o.OnConnect), quiet, nil
+		o.ContextTimeoutEnabled, o.DisableIdentity, o.MaxRetries, o.DialerRetries = true, true, -1, 1
+		o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = maxAsked+2, 0, 0, 0
+		o.ClientSideCacheConfig, o.ClientSideCache = nil, nil
+		l.dial = func() redis.UniversalClient { return redis.NewClient(&o) }
+	case *redis.ClusterClient:
+		o := *c.Options()
+		o.OnConnect, o.MaintNotificationsConfig, o.PushNotificationProcessor = onConnect(o.OnConnect), quiet, nil
+		o.ContextTimeoutEnabled, o.DisableIdentity, o.MaxRetries, o.DialerRetries = true, true, -1, 1
+		o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = maxAsked+2, 0, 0, 0
+		o.DisableRoutingPolicies = true
+		l.dial = func() redis.UniversalClient { return redis.NewClusterClient(&o) }
+	default:
+		l.dial = func() redis.UniversalClient { return client }
+		l.hangUp = func(redis.UniversalClient) {}
+	}
+}
+
+// Agree has the limiter take the Limit, Window and Transit that its Config
+// leaves at zero from a Throttle, which calls it before its first Wait. It
+// returns an error where both say something and they differ, or where another
+// Throttle or an earlier Wait has decided otherwise. A negative transit is one
+// that does not bound arrivals.
+//
+// So a Throttle's Limit is the account's. A process that must keep below it hides
+// Agree behind a type of its own that has Wait, Arrived and Throttled, and gives
+// its Throttle a lower Limit.
+func (l *Limiter) Agree(limit int, window, transit time.Duration) error {
+	l.lock()
+	defer l.unlock()
+	if transit < 0 {
+		transit = cmp.Or(l.config.Transit, defaultTransit)
+	}
+	transit = cmp.Or(transit, defaultTransit)
+	if limit > maxLimit {
+		return fmt.Errorf("redisthrottle: Throttle.Limit is %d, must be at most %d", limit, maxLimit)
+	}
+	c := &l.config
+	return cmp.Or(agree("Limit", &c.Limit, limit), agree("Window", &c.Window, window), agree("Transit", &c.Transit, transit))
+}
+
+// agree sets a field of the Config that is zero. Calls read it without mu later.
+func agree[T comparable](name string, own *T, theirs T) error {
+	var zero T
+	switch *own {
+	case theirs:
+	case zero:
+		*own = theirs
+	default:
+		return fmt.Errorf("redisthrottle: Config.%s is %v, Throttle.%s is %v: leave the Config's at zero", name, *own, name, theirs)
+	}
+	return nil
+}
+
+// settle fills in what nobody has set, before the first use. It requires mu.
+func (l *Limiter) settle() {
+	if l.hold > 0 {
+		return
+	}
+	c := &l.config
+	c.Limit = cmp.Or(c.Limit, defaultLimit)
+	c.Window = cmp.Or(c.Window, defaultWindow)
+	c.Transit = cmp.Or(c.Transit, defaultTransit)
+	c.Fallback = min(c.Fallback, c.Limit)
+	l.hold = c.Window + guard
+	l.silence = grace + c.Transit + l.hold
+	l.tick = min(l.silence/3, maxTick)
 }

@@ -5,19 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/gate"
 )
 
 const (
 	// block is how long Redis keeps a BLMOVE waiting; it may take up to 100 ms
 	// more. A call that takes longer than patience means that Redis is away. A
 	// permission is used within patience of its being asked for.
-	block    = 900 * time.Millisecond
-	patience = 1080 * time.Millisecond
+	block        = 900 * time.Millisecond
+	patience     = 1080 * time.Millisecond
+	callPatience = 800 * time.Millisecond // for the script, a connection included
 
 	// A request is written this long after its token was taken, at the latest,
 	// if its process is cut off from Redis, or killed, or frozen meanwhile.
@@ -48,41 +51,41 @@ var ErrClosed = errors.New("redisthrottle: limiter is closed")
 // it.
 //
 // A token's name has a generation, which changes whenever the token leaves
-// taken, or is kept there for long. One script does all of that, and names what it moves by name and
+// taken. One script does all of that, and names what it moves by name and
 // generation. So a call that is sent again after a lost reply, or that a
 // frozen Redis executes when it wakes, does nothing: no token is ever there
-// twice. Each call of the script counts the three lists; other than N tokens,
-// of whatever cause, are all thrown away and made anew.
+// twice. Each call of the script counts the three lists; another number of
+// tokens than were made, of whatever cause, are all thrown away and made anew.
 //
 // # Silence
 //
 // D = 3 s + Transit + W is the time after which a request of a process that
 // was not heard of counts no more: it is let go within 1.1 s of asking for
 // the token, or else gives it back, has been written when 3 s are over, and
-// arrives by Transit later. Whoever is alive and keeps a token for longer
-// gives it a new generation every D/3. What a process has not seen itself, since
-// Redis was away or it was stopped, is no silence.
+// arrives by Transit later. Whoever is alive and keeps a token says so every
+// D/3, 1.5 s at most. Redis keeps, for all, when a silence ends, by the pool's
+// clock: that is Redis's, but a time in which nobody called counts for no more
+// than D - D/3 - 0.4 s of it, and a step that a caller notices for nothing.
 //
-//   - A token of one generation that a waiting process has seen in taken for
-//     D, with Redis answering all the time, is lost: its process died, or the
-//     reply that gave it did not come. It goes back to free.
+//   - A token that was in taken for D, and of which nobody has said that it is
+//     in use, is lost: its process died, or the reply that gave it did not come.
+//     It goes back to free.
 //   - Tokens that were thrown away or not found (a first start, FLUSHALL,
 //     eviction, another Redis by restart or failover: its run_id is another)
-//     are made anew after D in which no process had a request that could still
-//     arrive.
+//     are made anew after D. Requests that are under way then get theirs at once.
 //
 // # Pause
 //
-// A throttle parks the tokens that are free and those that come back. When the
-// pause is over one token is freed, as the probe: whoever takes it, W after
-// its arrival it lets the others go. After a throttle tokens are freed no
-// faster than the pace allows, which is the core's for one process. Pause and
-// pace use Redis's clock.
+// A throttled response parks the tokens that are free and those that come back.
+// When the pause is over one token is freed, as the probe: whoever takes it, W
+// after its arrival it lets the others go. For an hour tokens are freed no faster
+// than the pace allows, which is the core's for one process. Pause and pace use
+// Redis's clock.
 //
 // # Where it ends
 //
 // Redis has to be one: two masters that serve at once give out N tokens each. A
-// failover that loses the last writes and that clients do not notice can give
+// failover that loses the last writes and keeps the clients' connections can give
 // out tokens twice for up to 1.5 s. A process that is frozen or cut off from
 // Redis after Wait let a request go, for more than 3 s before it is written, or
 // before an answer that alone bounds its arrival (bodies of more than 64 KiB),
@@ -92,53 +95,61 @@ var ErrClosed = errors.New("redisthrottle: limiter is closed")
 //
 // No error, no delay, no missing key ever permits a request. A call that fails
 // or takes longer than 1.1 s means that Redis is away; from then on Wait makes
-// no calls, one goroutine tries every second at most. Requests wait until their
-// contexts end; see Config.Fallback for another way.
+// no calls, one goroutine tries every second at most, on new connections.
+// Requests wait until their contexts end; see Config.Fallback for another way.
 type Limiter struct {
-	client redis.UniversalClient
-	config Config
-	keys   []string // pool, free, taken, parked
-	hold   time.Duration
-	gone   time.Duration // D
-	tick   time.Duration
-	turn   chan struct{} // held by the one who waits
+	config  Config
+	keys    []string      // pool, free, taken, parked, seen
+	turn    chan struct{} // held by the one who waits
+	dial    func() redis.UniversalClient
+	hangUp  func(redis.UniversalClient)
+	outside atomic.Bool // run_id is asked for outside the script
 
 	mu      sync.Mutex // guards all below; nothing is awaited or called back under it
 	changed chan struct{}
 	lines   []line
 	closed  bool
 
-	waiting bool  // somebody has the turn
-	asked   *take // BLMOVE under way, whose reply is waited for
-	granted *take // for the one who waits
+	hold, silence, tick time.Duration // W, D; 0 before the first use
 
-	held  []*token // in the order in which they came
-	timer *time.Timer
+	client    redis.UniversalClient
+	connected time.Time // a connection was made
+	hungUp    bool      // after Close
 
-	syncing bool // the script's call is under way, or is about to be repeated
-	again   bool // call it once more
-	tried   time.Time
-	retry   time.Duration // between tries, while Redis is away
-	synced  time.Time
-	seen    time.Time // taken was looked at
+	waiting    bool      // somebody has the turn
+	last       time.Time // a request was let go
+	busy       bool      // the next was there at once
+	asked      []*take   // BLMOVEs under way, whose replies are waited for
+	held       []*token  // in the order in which they came
+	turnOfNext time.Time // of those that are delayed by the pace
+	timer      *time.Timer
 
-	view    view
-	watched time.Time            // view.watch is the same since then
-	others  map[string]time.Time // tokens in taken: seen first
-	pause   time.Time            // end of one that Redis does not know yet
+	syncing  bool // the script's call is under way, or is about to be repeated
+	again    bool // call it once more
+	tried    time.Time
+	retry    time.Duration // between tries, while Redis is away
+	synced   time.Time     // sending of the latest call that was answered
+	distance time.Duration // it took
 
-	away      error // of the latest call; nil: Redis answers
-	awaySince time.Time
-	alone     bool      // the share of its own is in use
-	quiet     time.Time // until then nothing is sent, after a return from that
+	view        reply     // of the latest call, without tokens
+	pausedUntil time.Time // by this process's clock
+	pace        gate.State
+	pause       time.Time // end of one that Redis does not know yet
+
+	away       error // of the latest call; nil: Redis answers
+	cannotTake bool  // it was BLMOVE's
+	awaySince  time.Time
+	alone      bool      // the share of its own is in use
+	quiet      time.Time // until then nothing is sent, after a return from that
 }
 
 var _ clarifaihttp.Limiter = (*Limiter)(nil)
 
 // Wait returns nil when a request may be sent. It returns the cause of ctx if
 // that ends first, a [*clarifaihttp.WaitError] if it is known to end first, and
-// [ErrClosed] after Close. The trouble that Redis has is never an error of
-// Wait's: it waits.
+// [ErrClosed] after Close. While Redis is away it waits. Trouble that time does
+// not cure comes back as an error, unless Config.Fallback is set: a missing right,
+// a wrong password or certificate, a key of another type.
 func (l *Limiter) Wait(ctx context.Context) error {
 	select {
 	case l.turn <- struct{}{}:
@@ -148,12 +159,12 @@ func (l *Limiter) Wait(ctx context.Context) error {
 	}
 	l.lock()
 	defer l.unlock()
+	l.settle()
 	l.waiting = true
+	l.busy = time.Since(l.last) < spare
 	defer func() {
 		l.waiting = false
-		if l.granted != nil {
-			l.refuse(l.granted)
-		}
+		l.refuse(time.Now().Add(spare))
 	}()
 	alarm := time.NewTimer(maxDuration)
 	defer alarm.Stop()
@@ -165,14 +176,17 @@ func (l *Limiter) Wait(ctx context.Context) error {
 			return ErrClosed
 		}
 		now := time.Now()
-		ok, again, not := l.next(now)
+		if l.away != nil && l.config.Fallback == 0 && hopeless(l.away) && now.Sub(l.tried) < retryLate {
+			return fmt.Errorf("redisthrottle: %w", l.away)
+		}
+		ok, askAt, notBefore := l.next(now)
 		if ok {
 			return nil
 		}
-		if deadline, has := ctx.Deadline(); has && deadline.Before(not) {
-			return &clarifaihttp.WaitError{Wait: not.Sub(now)}
+		if deadline, has := ctx.Deadline(); has && deadline.Before(notBefore) {
+			return &clarifaihttp.WaitError{Wait: notBefore.Sub(now)}
 		}
-		alarm.Reset(max(again.Sub(now), 0))
+		alarm.Reset(max(askAt.Sub(now), 0))
 		changed := l.changed
 		l.unlock()
 		select {
@@ -187,42 +201,36 @@ func (l *Limiter) Wait(ctx context.Context) error {
 // next is the one decision: may the one who waits go now, and if not, when must
 // it be asked again, unless something happens before, and before when does it
 // certainly not go? It requires mu.
-func (l *Limiter) next(now time.Time) (ok bool, again, not time.Time) {
-	far := now.Add(maxDuration)
-	switch {
-	case l.away != nil:
-		ok, again = l.share(now)
-		return ok, again, now
-	case l.granted != nil:
-		t := l.granted
-		if now.Sub(t.asked) <= patience && !now.Before(l.quiet) {
-			l.granted = nil
-			l.hand(t.name, now)
-			return true, now, now
-		}
-		l.refuse(t)
+func (l *Limiter) next(now time.Time) (ok bool, askAt, notBefore time.Time) {
+	if l.away != nil {
+		ok, askAt = l.share(now)
+		return ok, askAt, now
 	}
-	v, due, silent := &l.view, l.synced.Add(l.tick), l.watched.Add(l.gone)
+	// A call is due now and then, when the pool expects one, when a pause ends,
+	// and when a new connection may lead to another Redis.
+	due := earlier(l.synced.Add(l.tick), l.synced.Add(time.Duration(l.view.Wait+1)*time.Millisecond))
+	known := now.Before(due) && l.connected.Before(l.synced) && (l.view.Left == 0 || now.Before(l.pausedUntil))
+	if !known {
+		due = now.Add(maxDuration) // the call wakes
+		if !l.syncing {
+			l.sync()
+		}
+	}
+	paused := later(l.pause, l.pausedUntil)
 	switch {
-	case l.syncing: // and then asks again
-	case !now.Before(due), v.state != ready && !now.Before(silent), v.paused && !now.Before(v.pausedUntil):
-		l.sync()
 	case now.Before(l.quiet):
-		if again = earlier(due, l.quiet); v.state != ready {
-			again = earlier(again, silent)
-		}
-		return false, again, l.quiet
-	case v.state != ready:
-		if v.state == silence {
-			l.take() // to be in line when it is over
-		}
-		return false, earlier(due, silent), now
-	case v.paused:
-		return false, v.pausedUntil, v.pausedUntil
-	default:
-		l.take()
+		return false, earlier(due, l.quiet), l.quiet
+	case l.view.State == foreign:
+		return false, due, now
+	case now.Before(paused):
+		return false, earlier(due, paused), paused
 	}
-	return false, far, now
+	if t := l.granted(now); t != nil && known && l.view.State == ready {
+		l.letGo(t, now)
+		return true, now, now
+	}
+	l.take(known) // if nothing is known yet, or to be in line when the silence is over
+	return false, due, now
 }
 
 // Arrived notes that one of the requests that Wait permitted has arrived at the
@@ -238,7 +246,7 @@ func (l *Limiter) Arrived() {
 		}
 	}
 	if l.alone {
-		l.change() // it is known now when the share has room
+		l.wake() // it is known now when the share has room
 	}
 	l.schedule(now)
 }
@@ -247,7 +255,12 @@ func (l *Limiter) Arrived() {
 func (l *Limiter) Throttled(wait time.Duration) {
 	l.lock()
 	defer l.unlock()
-	l.pause = later(l.pause, time.Now().Add(wait))
+	if l.settle(); l.hungUp {
+		return
+	}
+	now := time.Now()
+	l.pause = later(l.pause, now.Add(wait))
+	l.refuse(now)
 	l.sync()
 }
 
@@ -259,10 +272,12 @@ func (l *Limiter) Close() error {
 	l.lock()
 	defer l.unlock()
 	l.closed = true
-	l.change()
+	l.settle()
+	l.schedule(time.Now())
+	l.wake()
 	end := time.NewTimer(l.hold + patience)
 	defer end.Stop()
-	for l.away == nil && (l.asked != nil || l.syncing || l.returning()) {
+	for l.away == nil && (len(l.asked) > 0 || l.syncing || l.returning()) {
 		changed := l.changed
 		l.unlock()
 		select {
@@ -273,14 +288,24 @@ func (l *Limiter) Close() error {
 			return errors.New("redisthrottle: tokens are not back in time")
 		}
 	}
+	l.end()
 	if l.away != nil {
 		return fmt.Errorf("redisthrottle: tokens are not back: %w", l.away)
 	}
 	return nil
 }
 
-// change wakes all who wait for one. It requires mu.
-func (l *Limiter) change() {
+// end closes the connections after Close once they are not needed any more. It
+// requires mu.
+func (l *Limiter) end() {
+	if l.closed && !l.hungUp && !l.syncing && len(l.held) == 0 && len(l.asked) == 0 {
+		l.hungUp = true
+		l.hangUp(l.client)
+	}
+}
+
+// wake wakes all who wait for one. It requires mu.
+func (l *Limiter) wake() {
 	close(l.changed)
 	l.changed = make(chan struct{})
 }

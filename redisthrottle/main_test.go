@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -47,7 +48,7 @@ func TestMain(m *testing.M) {
 	redis.SetLogger(silentLogger{})
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	flag.Parse()
-	flag.Set("test.parallel", "9") // they mostly wait
+	flag.Set("test.parallel", "8") // they mostly wait
 	os.Exit(m.Run())
 }
 
@@ -130,6 +131,7 @@ func (w worker) start(t *testing.T) *exec.Cmd {
 type account struct {
 	*httptest.Server
 	jitter time.Duration // each way: uniform between 0 and this
+	noise  *noise
 
 	handlers []*throttletest.Handler // the first one answers
 	mu       sync.Mutex
@@ -138,7 +140,7 @@ type account struct {
 }
 
 func newAccount(t *testing.T, jitter, halt time.Duration) *account {
-	a := &account{jitter: jitter, served: make(map[string]int)}
+	a := &account{jitter: jitter, noise: listen(t), served: make(map[string]int)}
 	for _, algorithm := range []throttletest.Algorithm{throttletest.SlidingLog, throttletest.FixedWindow, throttletest.TokenBucket, throttletest.GCRA} {
 		a.handlers = append(a.handlers, &throttletest.Handler{Algorithm: algorithm, Halt: halt})
 	}
@@ -188,6 +190,31 @@ func (a *account) rate(d time.Duration) float64 {
 	return float64(rounds*15) / a.times[n+rounds*15].Sub(a.times[n]).Seconds()
 }
 
+// A noise tells how busy the machine is: a busy one proves nothing about speed.
+type noise struct{ late atomic.Int64 }
+
+func listen(t testing.TB) *noise {
+	var n noise
+	go func() {
+		for t.Context().Err() == nil {
+			begin := time.Now()
+			time.Sleep(5 * ms)
+			n.late.Store(max(n.late.Load(), int64(time.Since(begin)-5*ms)))
+		}
+	}()
+	return &n
+}
+
+// slow fails the test, unless the machine was too busy to tell.
+func (n *noise) slow(t testing.TB, format string, args ...any) {
+	t.Helper()
+	if late := time.Duration(n.late.Load()); late > 40*ms {
+		t.Logf(format+", but goroutines woke up to %v late", append(args, late)...)
+		return
+	}
+	t.Errorf(format, args...)
+}
+
 // await waits until another n requests have been served.
 func (a *account) await(t *testing.T, n int, within time.Duration) {
 	t.Helper()
@@ -199,9 +226,15 @@ func (a *account) await(t *testing.T, n int, within time.Duration) {
 	}
 }
 
-// check fails the test if the limit was exceeded, as any algorithm counts.
+// check fails the test if the limit was exceeded, as any algorithm counts. On a
+// machine that stalls for about Transit, requests arrive later than they may:
+// then nothing holds, whatever keeps the limit.
 func (a *account) check(t *testing.T) {
 	t.Helper()
+	if late := time.Duration(a.noise.late.Load()); late > 150*ms {
+		t.Logf("goroutines woke up to %v late: the arrivals say nothing; %+v", late, a.handlers[0].Stats())
+		return
+	}
 	if s := a.handlers[0].Stats(); s.Peak > 15 {
 		t.Errorf("%d requests in one second", s.Peak)
 	}

@@ -4,10 +4,17 @@ import (
 	"context"
 	"crypto/rand"
 	_ "embed"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"example.com/clarifaihttp/internal/gate"
 )
 
 //go:embed pool.lua
@@ -15,89 +22,132 @@ var poolLua string
 
 var poolScript = redis.NewScript(poolLua)
 
-// States of a pool.
+// States of a pool, and what the script says if it cannot tell the server.
 const (
 	ready   = "ready"
-	silence = "silence" // its tokens are made anew when nothing is under way
-	foreign = "foreign" // others use it, at other settings
+	silent  = "silent"  // its tokens are made anew when nothing is under way
+	foreign = "foreign" // others use it, with another window
+	noRunID = "no run_id"
 )
 
-// ttl is how long the keys of an account live that nobody uses. The pace after
-// a throttle is remembered for an hour.
-const ttl = 2 * time.Hour
+// ttl is how long the keys of an account live that nobody uses.
+const ttl = 30 * 24 * time.Hour
+
+// maxErrands is how many tokens one call cares for: Lua's stack is finite.
+const maxErrands = 1000
+
+var errClosed = errors.New("connection closed at once, as by a Redis that wants TLS")
+
+var errRunID = errors.New("cannot read run_id, by which a restart is noticed: the user needs +info, or set Config.NoRestart")
 
 // An order is what one call of the script is to do.
 type order struct {
-	silent   string // watch of a pool that has been silent for long enough
-	holding  int
-	pause    time.Duration
-	until    time.Time // end of pause
-	over     string    // number of a pause that has ended
-	observe  bool
-	errands  []errand
-	gaveBack []*token // of errands
+	sent    time.Time
+	clock   float64       // Redis's, as it should be; 0: unknown
+	known   string        // number of the latest pause that is known
+	over    string        // the same, if it has ended
+	gap     time.Duration // between tokens, by the pace
+	pause   time.Duration
+	until   time.Time // end of pause
+	cut     gate.State
+	errands []errand
+	tokens  []*token // of errands
 }
 
 type errand struct{ how, name string }
 
-// A view is what the script says of a pool.
-type view struct {
-	watch       string // changes when the silence begins again
-	state       string
-	settings    string
-	paused      bool
-	pausedUntil time.Time // by this process's clock
-	number      string    // of the pause
-}
-
-// A reply is a view, and tokens.
+// A reply is what the script says of a pool.
 type reply struct {
-	view
-	left  time.Duration // of the pause
-	care  []errand      // tokens to be freed at their turn
-	turns []time.Duration
-	taken []string
+	ID                      string
+	State, Phase, Number    string
+	Limit                   int
+	Window                  int64   // of others, if State is foreign
+	Left, Wait              float64 // ms, of the pause and until somebody should call
+	Now                     float64 // Redis's clock, in ms, as are:
+	Throttled, Resumed, Cut float64
+	From, To                float64
+	Care                    map[string]float64 // tokens to be freed: at their turn, ms from now
+	Names                   map[int]string     // new names of tokens, by errand
 }
 
-func (l *Limiter) settings() string {
-	return fmt.Sprintf("%d/%d/%d", l.config.Limit, l.config.Window.Milliseconds(), l.config.Transit.Milliseconds())
-}
-
-// call runs the script.
-func (l *Limiter) call(o order) (r reply, err error) {
-	observe := 0
-	if o.observe {
-		observe = 1
+// call runs the script by client.
+func (l *Limiter) call(client redis.UniversalClient, o order) (r reply, err error) {
+	timeout := callPatience
+	if o.clock == 0 {
+		timeout = patience // a first connection takes its time
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	number := func(ms float64) string { return strconv.FormatFloat(ms, 'f', 3, 64) }
+	ms := func(d time.Duration) string { return number(float64(d) / float64(time.Millisecond)) }
+	c, clock, server, start := &l.config, "", "", l.silence
+	if o.clock > 0 {
+		clock = number(o.clock)
+	}
+	if c.NoRestart {
+		server = "any"
+	}
+	if c.StartAtOnce {
+		start = 0
+	}
+	outside := l.outside.Load()
+	if outside {
+		if server, err = runID(ctx, client, l.keys[0]); err != nil {
+			return r, err
+		}
 	}
 	args := []any{
-		l.settings(), l.config.Limit, rand.Text(), (ttl + 4*l.gone).Milliseconds(),
-		o.silent, o.holding, (max(o.pause, 0) + time.Millisecond - 1).Milliseconds(), o.over, observe,
+		c.Window.Milliseconds(), c.Limit, rand.Text(), (ttl + 4*l.silence).Milliseconds(), ms(l.silence), ms(start), clock, server,
+		o.known, o.over, ms(o.gap), ms(max(o.pause, 0)), number(o.cut.Max), number(o.cut.Low),
 	}
 	for _, e := range o.errands {
 		args = append(args, e.how, e.name)
 	}
-	v, err := poolScript.Run(context.Background(), l.client, l.keys, args...).Result()
+	text, err := poolScript.Run(ctx, client, l.keys, args...).Text()
 	if err != nil {
 		return r, err
 	}
-	defer func() {
-		if e := recover(); e != nil {
-			err = fmt.Errorf("unexpected reply %v", v)
-		}
-	}()
-	f := v.([]any)
-	r.watch = f[0].(string)
-	r.state = f[1].(string)
-	r.left = time.Duration(f[2].(int64)) * time.Millisecond
-	r.number = f[3].(string)
-	r.view.settings = f[4].(string)
-	care := f[5].([]any)
-	for i := 0; i < len(care); i += 2 {
-		r.care = append(r.care, errand{"paced", care[i].(string)})
-		r.turns = append(r.turns, time.Duration(care[i+1].(int64))*time.Millisecond)
+	if err := json.Unmarshal([]byte(text), &r); err != nil {
+		return r, fmt.Errorf("unexpected reply %q: %w", text, err)
 	}
-	for _, name := range f[6].([]any) {
-		r.taken = append(r.taken, name.(string))
+	if r.State == noRunID && !outside {
+		l.outside.Store(true)
+		return l.call(client, o)
 	}
 	return r, nil
+}
+
+// runID asks for the server's run_id where the script must not.
+func runID(ctx context.Context, client redis.UniversalClient, key string) (string, error) {
+	var c redis.Cmdable = client
+	if cluster, ok := client.(*redis.ClusterClient); ok {
+		node, err := cluster.MasterForKey(ctx, key)
+		if err != nil {
+			return "", err
+		}
+		c = node
+	}
+	info, err := c.Info(ctx, "server").Result()
+	if err != nil && !isReply(err) {
+		return "", err
+	}
+	for line := range strings.Lines(info) {
+		if id, ok := strings.CutPrefix(strings.TrimSpace(line), "run_id:"); ok {
+			return id, nil
+		}
+	}
+	return "", fmt.Errorf("INFO server: %w (%v)", errRunID, err)
+}
+
+func isReply(err error) bool {
+	_, ok := errors.AsType[redis.Error](err)
+	return ok
+}
+
+// hopeless reports whether time does not cure err.
+func hopeless(err error) bool {
+	return err != nil && (errors.Is(err, errRunID) || errors.Is(err, errClosed) || slices.ContainsFunc([]string{
+		"NOPERM", "ACL failure in script", "can't run this command", "NOAUTH", "WRONGPASS", "WRONGTYPE",
+		"unknown command", "Unknown Redis command", "x509:", "tls:",
+	}, func(s string) bool { return strings.Contains(err.Error(), s) }))
 }

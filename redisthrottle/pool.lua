@@ -3,28 +3,32 @@
 --
 -- KEYS  pool    hash: what is known of the account
 --       free    list: tokens for whoever comes first
---       taken   list: tokens out of free, after a '-' that keeps the list, and
---               so its time to live, when there is none
+--       taken   list: a '-', so that the list is always there, and then the
+--               tokens out of free, or waiting for their turn
 --       parked  list: tokens that wait for the end of a pause
--- ARGV  settings, limit, fresh (a name that never was one), ttl in ms,
---       silent (the watch that did not change for long enough, or ''),
---       holding (requests of the caller that may yet arrive),
---       pause in ms (the server told the account to pause), over (the number
---       of the pause that has ended by the caller's clock), observe (0 or 1),
+--       seen    hash: when a token in taken counts as lost, by the pool's clock
+-- ARGV  window in ms, limit, fresh (a name that never was one), time to live in
+--       ms, silence in ms, silence of a pool that is not there, Redis's time as
+--       the caller reckons it, run_id of the server ('': find out), number of
+--       the pause that the caller knows, that number if the pause is over by the
+--       caller's clock, ms between two tokens at the pace, and if the server
+--       told the account to pause: its ms, the rates before and after the cut;
 --       then pairs: how, token
--- Returns {watch, state, ms left of the pause, its number, settings in force,
---       {token, ms until its turn, ...} now in the caller's care,
---       {token, ...} taken, if observe is 1}
 --
 -- A token is pool.number.generation. It gets its next generation whenever it
--- leaves taken, so that a call that comes late or twice finds nothing. An
--- error in the middle can lose tokens, never make one.
-local pool, free, taken, parked = unpack(KEYS)
-local settings, limit, fresh, ttl, silent = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
-local holding, pause, over, observe = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9]
+-- leaves taken, so that a call that comes late or twice finds nothing. An error
+-- in the middle can lose tokens, never make one.
+local pool, free, taken, parked, seen = unpack(KEYS)
+local window, limit, fresh, ttl, silence, start = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
+local reckoned, server, known, over, gap, pause = tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10], tonumber(ARGV[11]), tonumber(ARGV[12])
 
-local f = {}
-local fields = redis.call('HGETALL', pool)
+if server == '' then
+  local info = redis.pcall('INFO', 'server')
+  server = type(info) == 'string' and string.match(info, 'run_id:(%w+)')
+  if not server then return cjson.encode({state = 'no run_id'}) end
+end
+
+local f, fields = {}, redis.call('HGETALL', pool)
 for i = 1, #fields, 2 do f[fields[i]] = fields[i + 1] end
 local function num(name) return tonumber(f[name] or 0) end
 local function set(name, v)
@@ -33,80 +37,47 @@ local function set(name, v)
   redis.call('HSET', pool, name, v)
 end
 
-local time = redis.call('TIME') -- for the pause and the pace alone: a step of it cannot exceed the limit
+-- The pool's clock is Redis's, but a step of that, or a time in which nobody
+-- could call, counts for so little that whoever lives is heard in time.
+local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
-local info = redis.pcall('INFO', 'server')
-local server = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
-local count = redis.call('LLEN', free) + redis.call('LLEN', taken) + redis.call('LLEN', parked)
+local least = math.min(silence, f.silence and num('silence') or silence)
+local passed = math.max(0, math.min(now - num('now'), least - math.min(least / 3, 1500) - 400))
+if reckoned and math.abs(now - reckoned) > 100 then passed = 0 end
+local clock = num('clock') + passed
+set('now', now) -- fails first, out of memory
+set('clock', clock)
+local own = silence
+silence = math.max(silence, num('silence'))
 
--- Others keep the account at other settings. They are gone once the pool has
--- not been used for long enough.
-if f.id and f.settings ~= settings then
-  local watch = f.id .. ':' .. (f.beat or '')
-  if silent ~= watch then return {watch, 'foreign', 0, '', f.settings, {}, {}} end
-  f.id = nil
+-- Others use another window. They are gone once they are silent.
+if f.id and f.window ~= window then
+  local wait = num('used') + silence - clock
+  if wait > 0 then return cjson.encode({state = 'foreign', window = num('window'), now = now, wait = wait}) end
+  f.id, start = nil, 0
 end
-
-redis.call('HINCRBY', pool, 'beat', 1) -- fails first, out of memory
+set('used', clock)
+if f.id then set('silence', silence) end
 
 -- Made anew, but without tokens until there was silence.
-if not f.id or f.server ~= server or (f.ready == '1' and count ~= limit + 1) then
-  redis.call('DEL', free, taken, parked)
-  set('id', fresh)
-  set('ready', '0')
-  set('server', server)
-  set('settings', settings)
+local moved = f.server ~= server and f.server ~= 'any' and server ~= 'any'
+if not f.id or moved or redis.call('LLEN', free) + redis.call('LLEN', taken) + redis.call('LLEN', parked) ~= num('made') + 1 then
+  redis.call('DEL', free, taken, parked, seen)
+  redis.call('RPUSH', taken, '-')
   if f.phase == 'probe' then set('phase', 'paused') end
-end
-if f.ready ~= '1' then
-  if holding > 0 then
-    set('id', fresh) -- the silence begins again
-  elseif silent == f.id then
-    for i = 1, limit do
-      redis.call('RPUSH', f.phase == 'paused' and parked or free, f.id .. '.' .. i .. '.0')
-    end
-    redis.call('RPUSH', taken, '-')
-    set('ready', '1')
-  end
+  local at = clock + (f.id and silence or start)
+  for name, v in pairs({id = fresh, server = server, window = window, silence = own, limit = limit, low = clock,
+    made = 0, names = 0, ready = '0', at = at, look = 0, lost = clock + silence}) do set(name, v) end
 end
 
--- The pace, in tokens per second, as the core's after a throttle: RFC 9438.
-local scale = tonumber(string.match(settings, '^(%d+)/')) / tonumber(string.match(settings, '/(%d+)/')) * 1000 / 15
-local function pace()
-  if num('cut') == 0 or now - num('throttled') >= 3600000 then return nil end
-  local c = (num('from') - num('to')) / 140 ^ 3
-  local x = math.max(now - num('until'), 0) / 1000 - 140
-  if x > 0 then c = math.max(c, 1e-6 * scale) end
-  return math.min(c * x ^ 3 + num('from'), 14 * scale)
+-- The lowest limit that was heard of lately is in force.
+if limit <= num('limit') or clock - num('low') >= silence then
+  set('limit', limit)
+  set('low', clock)
 end
-local function cut()
-  local factor = num('cut') > 0 and now - num('cut') < 30000 and 0.5 or 0.8
-  local from = math.min(pace() or math.huge, 14 * scale)
-  set('from', from)
-  set('to', math.max(factor * from, 0.5 * scale))
-  set('cut', now)
-end
+limit = num('limit')
 
--- give lets a token, which is in no list, go to free at its turn.
-local care = {}
-local function give(token)
-  local rate = pace()
-  local at = now
-  if rate then
-    local gap = 1000 / rate
-    at = num('next')
-    if at < now or at > now + (limit + 1) * gap then at = now end
-    set('next', at + gap)
-  end
-  if at - now < 1 then
-    redis.call('RPUSH', free, token)
-  else
-    redis.call('RPUSH', taken, token)
-    table.insert(care, token)
-    table.insert(care, math.ceil(at - now))
-  end
-end
-
+if known == (f.number or '') then set('gap', gap) end
 if pause > 0 then
   set('throttled', now)
   if f.phase == 'paused' then
@@ -116,7 +87,10 @@ if pause > 0 then
     if f.phase == 'probe' then
       pause = math.max(pause, math.min(2 * num('wait'), 60000))
     else
-      cut()
+      set('from', ARGV[13])
+      set('to', ARGV[14])
+      set('cut', now)
+      set('gap', 1000 / num('to'))
     end
     set('phase', 'paused')
     set('wait', pause)
@@ -125,47 +99,97 @@ if pause > 0 then
   end
   set('number', string.format('%d', num('number') + 1))
 end
+gap = num('gap')
 
-for i = 10, #ARGV, 2 do
-  local how, token = ARGV[i], ARGV[i + 1]
-  if redis.call('LREM', taken, 1, token) == 1 then
-    local base, generation = string.match(token, '^(.*)%.(%d+)$')
-    local new = base .. '.' .. string.format('%d', generation + 1)
-    local probe = f.phase == 'probe' and f.probe == token
-    if how == 'renew' then
-      redis.call('RPUSH', taken, new)
-      if probe then set('probe', new) end
-    elseif f.phase == 'paused' then
-      redis.call('RPUSH', parked, new)
-    elseif f.phase == 'probe' and (f.probe == '' or probe and how == 'unused') then
-      redis.call('RPUSH', free, new)
-      set('probe', new)
-    elseif f.phase == 'probe' and not probe then
-      redis.call('RPUSH', parked, new)
-    elseif probe then -- it was sent and W is over: the pause is, too
-      set('phase', 'open')
-      give(new)
-      while true do
-        local t = redis.call('LPOP', parked)
-        if not t then break end
-        give(t)
-      end
-    elseif how == 'sent' then
-      give(new)
-    else -- its turn has come, or was not used
-      redis.call('RPUSH', free, new)
+local care, names = {}, {} -- tokens to be freed at their turn; tokens got anew
+
+local function mint()
+  set('made', num('made') + 1)
+  set('names', num('names') + 1)
+  return f.id .. '.' .. string.format('%d', num('names')) .. '.0'
+end
+
+-- place puts a token that is in no list where it belongs: in free at its turn.
+local function place(token, how)
+  if f.ready ~= '1' or num('made') > limit then
+    set('made', num('made') - 1)
+  elseif f.phase == 'paused' or f.phase == 'probe' then
+    redis.call('RPUSH', parked, token)
+  else
+    local at = math.max(now, num('next'))
+    if at > now + (limit + 1) * gap then at = now end
+    if how == 'sent' then set('next', at + gap) end
+    if how ~= 'sent' or at - now < 1 then
+      redis.call('RPUSH', free, token)
+    else
+      redis.call('RPUSH', taken, token)
+      care[token] = math.ceil(at - now)
     end
   end
 end
 
+local errands = {unpack(ARGV, 15)}
+if clock >= math.min(num('look'), num('lost')) then
+  local lost, entries, soonest = {}, redis.call('HGETALL', seen), clock + silence
+  for i = 1, #entries, 2 do lost[entries[i]] = tonumber(entries[i + 1]) end
+  for _, token in ipairs(redis.call('LRANGE', taken, 1, -1)) do
+    if not lost[token] then
+      redis.call('HSET', seen, token, clock + silence)
+    elseif clock >= lost[token] then
+      table.insert(errands, 'sent')
+      table.insert(errands, token)
+    else
+      soonest = math.min(soonest, lost[token])
+    end
+  end
+  set('look', clock + 500)
+  set('lost', soonest)
+end
+
+for i = 1, #errands, 2 do
+  local how, token = errands[i], errands[i + 1]
+  local there = redis.call('LREM', taken, 1, token) == 1
+  if how == 'renew' and not there and f.ready ~= '1' and num('made') < limit then
+    token, there = mint(), true
+    names[tostring((i - 1) / 2)] = token
+  end
+  if there and how == 'renew' then
+    redis.call('RPUSH', taken, token)
+    redis.call('HSET', seen, token, clock + silence)
+  elseif there then
+    redis.call('HDEL', seen, token)
+    local base, generation = string.match(token, '^(.*)%.(%d+)$')
+    local new = base .. '.' .. string.format('%d', generation + 1)
+    local probe = f.phase == 'probe' and f.probe == token
+    if f.phase == 'probe' and f.ready == '1' and (f.probe == '' or probe and how == 'unused') then
+      redis.call('RPUSH', free, new)
+      set('probe', new)
+    else
+      if probe then set('phase', 'open') end -- it was sent and W is over: the pause is, too
+      place(new, how)
+    end
+    while probe and f.phase == 'open' do
+      local t = redis.call('LPOP', parked)
+      if not t then break end
+      place(t, 'sent')
+    end
+  end
+end
+
+if clock >= num('at') then set('ready', '1') end
+while f.ready == '1' and num('made') < limit do place(mint(), 'sent') end
+while num('made') > limit and (f.phase ~= 'probe' and redis.call('LPOP', free) or redis.call('LPOP', parked)) do
+  set('made', num('made') - 1)
+end
 if f.phase == 'paused' and f.ready == '1' and (now >= num('until') or over == f.number) then
   set('phase', 'probe')
   set('probe', redis.call('LMOVE', parked, free, 'LEFT', 'RIGHT') or '')
 end
 
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ttl) end
-local left = 0
-if f.phase == 'paused' and f.ready == '1' then left = math.max(1, math.ceil(math.min(num('until') - now, num('wait')))) end
-local seen = {}
-if observe == '1' then seen = redis.call('LRANGE', taken, 1, -1) end
-return {f.id, f.ready == '1' and 'ready' or 'silence', left, f.number or '', settings, care, seen}
+local left = f.phase == 'paused' and f.ready == '1' and math.max(1, math.min(num('until') - now, num('wait'))) or 0
+return cjson.encode({
+  id = f.id, state = f.ready == '1' and 'ready' or 'silent', phase = f.phase or '', number = f.number or '', limit = limit,
+  left = left, wait = num(f.ready == '1' and 'lost' or 'at') - clock, now = now, care = next(care) and care or nil, names = next(names) and names or nil,
+  throttled = num('throttled'), resumed = num('until'), cut = num('cut'), from = num('from'), to = num('to'),
+})

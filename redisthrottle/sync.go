@@ -1,16 +1,12 @@
 package redisthrottle
 
 import (
-	"errors"
+	"cmp"
 	"log/slog"
+	"math"
 	"time"
-)
 
-var errSlow = errors.New("no answer in time")
-
-const (
-	retrySoon = 100 * time.Millisecond // the first try after a call that failed
-	retryLate = time.Second            // and the last ones
+	"example.com/clarifaihttp/internal/gate"
 )
 
 // sync has the script called: once, if a call is under way. It requires mu.
@@ -40,35 +36,33 @@ func (l *Limiter) run() {
 			}
 		}
 		l.again = false
-		o := l.order(time.Now())
+		o, client, takes := l.order(time.Now()), l.client, l.cannotTake
 		l.unlock()
-		r, err := l.timed(o)
+		r, err := l.call(client, o)
+		name := ""
+		if err == nil && takes {
+			name, err = l.blmove(client, time.Millisecond)
+		}
 		l.lock()
 		now := time.Now()
 		l.tried = now
+		if name != "" {
+			l.giveBackAt(now, name, "unused")
+		}
 		if err != nil {
 			l.lose(err)
 			continue
 		}
+		l.cannotTake = l.cannotTake && !takes
 		l.apply(o, r, now)
-		if !l.again && !l.errand(now) {
+		if l.away == nil && !l.again && !l.errand(now) {
 			break
 		}
 	}
 	l.syncing = false
 	l.schedule(time.Now())
-	l.change()
-}
-
-// timed is call, but Redis is taken to be away when its patience is over.
-func (l *Limiter) timed(o order) (reply, error) {
-	slow := time.AfterFunc(patience, func() {
-		l.lock()
-		defer l.unlock()
-		l.lose(errSlow)
-	})
-	defer slow.Stop()
-	return l.call(o)
+	l.end()
+	l.wake()
 }
 
 // wanted reports whether Redis is of use to anybody. It requires mu.
@@ -78,31 +72,26 @@ func (l *Limiter) wanted(now time.Time) bool {
 
 // order collects what is to be done now. It requires mu.
 func (l *Limiter) order(now time.Time) order {
-	holding, _ := l.unarrived(now)
-	o := order{
-		holding: holding,
-		until:   l.pause,
-		pause:   l.pause.Sub(now),
-		observe: now.Sub(l.seen) >= l.tick,
+	p := gate.NewPace(cmp.Or(l.view.Limit, l.config.Limit), l.config.Window)
+	p.State = l.pace
+	o := order{sent: now, known: l.view.Number, until: l.pause, pause: l.pause.Sub(now)}
+	if rate := p.Rate(now); !math.IsInf(rate, 1) {
+		o.gap = time.Duration(float64(time.Second) / rate)
+	}
+	if o.pause > 0 {
+		p.Cut(now)
+		o.cut = p.State
+	}
+	if !l.synced.IsZero() {
+		o.clock = l.view.Now + float64(now.Sub(l.synced))/float64(time.Millisecond)
+	}
+	if l.view.Left > 0 && !now.Before(l.pausedUntil) {
+		o.over = l.view.Number
 	}
 	for _, t := range l.held {
-		if how, _ := l.act(t, now); how != "" && t.name != "" {
+		if how, _ := l.nextStep(t, now); how != "" && len(o.errands) < maxErrands {
 			o.errands = append(o.errands, errand{how, t.name})
-			o.gaveBack = append(o.gaveBack, t)
-		}
-	}
-	if v := &l.view; v.paused && !now.Before(v.pausedUntil) {
-		o.over = v.number
-	}
-	if l.away != nil || now.Sub(l.synced) > 2*l.tick {
-		return o // what is silent may only have been unheard
-	}
-	if l.view.state != ready && now.Sub(l.watched) >= l.gone {
-		o.silent = l.view.watch
-	}
-	for name, since := range l.others {
-		if now.Sub(since) >= l.gone {
-			o.errands = append(o.errands, errand{"sent", name})
+			o.tokens = append(o.tokens, t)
 		}
 	}
 	return o
@@ -110,86 +99,65 @@ func (l *Limiter) order(now time.Time) order {
 
 // apply notes what a call has done. It requires mu.
 func (l *Limiter) apply(o order, r reply, now time.Time) {
-	l.found(now)
-	if now.Sub(l.synced) > 2*l.tick {
-		l.forget()
+	before := l.view
+	l.view, l.synced, l.distance = r, o.sent, now.Sub(o.sent)
+	l.view.Care, l.view.Names = nil, nil
+	if l.away != nil && !l.cannotTake {
+		l.found(now)
 	}
-	l.synced = now
 	if l.pause.Equal(o.until) {
 		l.pause = time.Time{}
 	}
+	paused := now.Add(time.Duration(r.Left * float64(time.Millisecond)))
+	if r.Left == 0 || before.Left == 0 || before.Number != r.Number || paused.Before(l.pausedUntil) {
+		l.pausedUntil = paused
+	}
+	at := func(ms float64) time.Time {
+		if ms == 0 {
+			return time.Time{}
+		}
+		return now.Add(time.Duration((ms - r.Now) * float64(time.Millisecond)))
+	}
+	l.pace = gate.State{ThrottledAt: at(r.Throttled), ResumedAt: at(r.Resumed), CutAt: at(r.Cut), Max: r.From, Low: r.To}
 
-	for i, t := range o.gaveBack {
-		switch {
+	for i, t := range o.tokens {
+		switch name := r.Names[i]; {
 		case o.errands[i].how != "renew":
 			t.name, t.due = "", now // dropped by expire
-		case t.name != "":
-			t.name, t.renewed = generation(t.name), now
+			continue
+		case name != "":
+			t.name = name
 		}
-	}
-	for _, e := range o.errands[len(o.gaveBack):] {
-		delete(l.others, e.name)
+		t.renewed, t.told = o.sent, r.ID
 	}
 	l.expire(now)
-	for i, e := range r.care {
-		l.keep(e.name, e.how, now.Add(r.turns[i]))
+	for name, ms := range r.Care {
+		l.giveBackAt(now.Add(time.Duration(ms)*time.Millisecond), name, "delayed")
 	}
-
-	before := l.view
-	l.view = r.view
-	l.view.paused = r.left > 0
-	l.view.pausedUntil = now.Add(r.left)
-	if before.paused && before.number == r.number {
-		l.view.pausedUntil = earlier(l.view.pausedUntil, before.pausedUntil)
-	}
-	if before.watch != r.watch {
-		l.watched = now
-	}
-	if before.state != r.state {
-		l.tell(before.state)
-	}
-	if o.observe {
-		l.observe(r.taken, now)
-	}
-	l.change()
-}
-
-// observe notes since when the tokens in taken have been there. It requires mu.
-func (l *Limiter) observe(taken []string, now time.Time) {
-	l.seen = now
-	others := make(map[string]time.Time)
-	for _, name := range taken {
-		since, ok := l.others[name]
-		if !ok {
-			since = now
-		}
-		others[name] = since
-	}
+	l.turnOfNext = time.Time{}
 	for _, t := range l.held {
-		delete(others, t.name)
-	}
-	l.others = others
-}
-
-// forget begins to observe anew: for a while nothing was heard of the others.
-// It requires mu.
-func (l *Limiter) forget() {
-	l.others = nil
-	l.seen = time.Time{}
-	l.view.watch = ""
-}
-
-// tell logs that a pool's state has changed. It requires mu.
-func (l *Limiter) tell(before string) {
-	switch l.view.state {
-	case silence:
-		l.log(slog.LevelInfo, "tokens are made anew, after a silence", "silence", l.gone)
-	case foreign:
-		l.log(slog.LevelWarn, "others use the account at other settings, requests wait",
-			"limit/window/transit", l.settings(), "theirs", l.view.settings)
-	case ready:
-		if before != "" {
-			l.log(slog.LevelInfo, "tokens are there")
+		if t.how == "delayed" && (l.turnOfNext.IsZero() || t.due.Before(l.turnOfNext)) {
+			l.turnOfNext = t.due
 		}
+	}
+	if r.Left > 0 {
+		l.refuse(now)
+	}
+	l.logState(before)
+	l.wake()
+}
+
+// logState logs that a pool's state has changed. It requires mu.
+func (l *Limiter) logState(before reply) {
+	switch r := &l.view; {
+	case before.State != r.State && r.State == silent:
+		l.log(slog.LevelInfo, "tokens are made anew, after a silence", "silence", l.silence)
+	case before.State != r.State && r.State == foreign:
+		l.log(slog.LevelWarn, "others use the account at other settings, requests wait",
+			"window", l.config.Window, "theirs", time.Duration(r.Window)*time.Millisecond)
+	case before.State != r.State && before.State != "":
+		l.log(slog.LevelInfo, "tokens are there")
+	case before.Limit != r.Limit && r.Limit < l.config.Limit:
+		l.log(slog.LevelWarn, "others use the account at other settings, theirs rule", "limit", l.config.Limit, "theirs", r.Limit)
 	}
 }

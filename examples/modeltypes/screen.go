@@ -117,7 +117,7 @@ func (s *screen) show(st clarifaihttp.Stats) {
 func seconds(d time.Duration) int { return int(math.Ceil(d.Seconds())) }
 
 // pauses is the handler of the Transport's log: it shows that a pause begins,
-// and that it helped.
+// and that it helped, and the rest in the log's words.
 type pauses struct{ *screen }
 
 func (pauses) Enabled(context.Context, slog.Level) bool { return true }
@@ -132,7 +132,11 @@ func (p pauses) Handle(_ context.Context, r slog.Record) error {
 	})
 	wait, began := attrs["wait"].Any().(time.Duration)
 	if !began {
-		p.line("Answered: the throttle is over, requests go on")
+		if r.Message == "clarifaihttp: pause is over" {
+			p.line("Answered: the pause is over, requests go on")
+		} else {
+			p.line("%s", clean(strings.TrimPrefix(r.Message, "clarifaihttp: ")))
+		}
 		return nil
 	}
 	what := "Throttled without a Clarifai status"

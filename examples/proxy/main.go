@@ -1,16 +1,21 @@
 // Command proxy is a reverse proxy that keeps all who send through it within
-// one account's rate limit at Clarifai, in whatever language they are written:
+// one account's rate limit at Clarifai, in whatever language they are written,
+// by REST or gRPC:
 //
 //	go run ./examples/proxy -listen localhost:8080
 //	curl -H "Authorization: Key $CLARIFAI_PAT" http://localhost:8080/v2/models/types
 //
-// Clarifai's SDKs take its address from CLARIFAI_API_BASE.
+// It takes HTTP/1.1 and HTTP/2 without TLS (h2c) on one port. Clarifai's SDKs
+// for gRPC reach it as an address without TLS; the README says how.
 //
-// Requests wait in one line, in the order of their arrival. One that would wait
-// longer than -timeout is refused at once, by 503 and a Retry-After. A throttle
-// that comes all the same pauses all of them, who see nothing of it. On SIGINT
-// or SIGTERM the proxy takes no more requests and ends when those under way
-// have been answered.
+// Requests wait in one line: the more urgent first, by their Priority header (RFC
+// 9218), and then in the order of their arrival. A request that would
+// wait longer than -timeout, or than its own grpc-timeout, is refused at once: by
+// 503 and a Retry-After, or in gRPC by code 14 (UNAVAILABLE). A throttled response
+// that comes all the same pauses all of them, who see nothing of it.
+//
+// On SIGINT or SIGTERM the proxy takes no more requests. Those in line are refused
+// at once, those under way have -grace to end.
 //
 // It listens on the loopback interface unless told otherwise: who reaches it
 // can fill the line.
@@ -22,14 +27,11 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"math"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/signal"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -43,48 +45,106 @@ func main() {
 
 	c := config{upstream: &url.URL{Scheme: "https", Host: "api.clarifai.com"}}
 	listen := flag.String("listen", "localhost:8080", "`address` to listen on")
-	flag.Func("upstream", "`URL` that requests go to (default "+c.upstream.String()+")", c.setUpstream)
+	admin := flag.String("admin", "", "`address` that answers /healthz with the statistics as JSON (default none)")
+	flag.Func("upstream", "`URL` that requests go to; h2c://host:port for HTTP/2 without TLS (default "+c.upstream.String()+")", c.setUpstream)
 	flag.IntVar(&c.throttle.Limit, "limit", 15, "requests per second of the account")
-	flag.DurationVar(&c.timeout, "timeout", 5*time.Minute, "longest `time` for a request, its wait included")
+	flag.DurationVar(&c.throttle.Transit, "transit", 250*time.Millisecond, "longest `time` from when a request is written to when it arrives; negative: only its answer proves that")
+	flag.IntVar(&c.replay, "replay", 4<<20, "longest request body, in `bytes`, that is kept while it is sent, to be sent again if it is throttled")
+	flag.StringVar(&c.priority, "priority", "", "Priority `header` of all requests, such as u=5, or none; browsers send it, and a client may claim u=0 (default the client's own)")
+	flag.DurationVar(&c.timeout, "timeout", 5*time.Minute, "longest `time` until a request's answer begins, its wait included")
 	flag.DurationVar(&c.grace, "grace", 30*time.Second, "longest `time` to end requests under way when stopped")
 	flag.Parse()
-	if flag.NArg() > 0 || c.timeout <= 0 || c.grace <= 0 || c.throttle.Limit <= 0 {
+	if flag.NArg() > 0 || c.timeout <= 0 || c.grace <= 0 || c.throttle.Limit <= 0 || c.replay < 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
 
-	l, err := net.Listen("tcp", *listen)
-	if err == nil {
-		slog.Info("proxy listens", "address", l.Addr().String(), "upstream", c.upstream.String())
-		err = serve(ctx, l, &c)
-	}
-	if err != nil {
+	if err := run(ctx, *listen, *admin, &c); err != nil {
 		fmt.Fprintln(os.Stderr, "proxy:", err)
 		os.Exit(1)
 	}
 }
 
+// run listens and serves until ctx is done.
+func run(ctx context.Context, listen, admin string, c *config) error {
+	l, err := net.Listen("tcp", listen)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if admin != "" {
+		l, err := net.Listen("tcp", admin)
+		if err != nil {
+			return err
+		}
+		server := &http.Server{Handler: health(&c.throttle), ReadHeaderTimeout: readHeaderTimeout}
+		go server.Serve(l)
+		defer server.Close()
+		slog.Info("proxy answers /healthz", "address", l.Addr().String())
+	}
+	slog.Info("proxy listens", "address", l.Addr().String(), "upstream", c.upstream.String())
+	return serve(ctx, l, c)
+}
+
 type config struct {
 	upstream *url.URL
-	base     http.RoundTripper // nil: http.DefaultTransport
+	h2c      bool              // to upstream
+	base     http.RoundTripper // nil: as upstream needs it
 	throttle clarifaihttp.Throttle
+	replay   int
+	priority string // "": the client's own; "none"
 	timeout  time.Duration
 	grace    time.Duration
 }
 
 func (c *config) setUpstream(s string) error {
 	u, err := url.Parse(s)
-	if err == nil && (u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
-		err = errors.New("must begin with http:// or https:// and a host")
+	if err != nil {
+		return err
+	}
+	c.h2c = u.Scheme == "h2c"
+	if c.h2c {
+		u.Scheme = "http"
+	}
+	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return errors.New("must begin with https://, http:// or h2c:// and a host")
 	}
 	c.upstream = u
-	return err
+	return nil
+}
+
+const (
+	readHeaderTimeout = 10 * time.Second
+
+	// Requests wait in line with their bodies unread, and all those of a client
+	// share one HTTP/2 connection. A full window of each must fit into that of
+	// the connection, or those that wait hold up the one whose turn it is.
+	maxStreams   = 250
+	streamWindow = 64 << 10
+	connWindow   = 16 << 20
+)
+
+// newServer returns a server of HTTP/1.1 and h2c.
+func newServer(h http.Handler) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler:           h,
+		Protocols:         protocols,
+		ReadHeaderTimeout: readHeaderTimeout,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          maxStreams,
+			MaxReceiveBufferPerStream:     streamWindow,
+			MaxReceiveBufferPerConnection: connWindow,
+		},
+	}
 }
 
 // serve proxies what comes by l until ctx is done and the requests under way
 // have ended.
 func serve(ctx context.Context, l net.Listener, c *config) error {
-	server := &http.Server{Handler: newProxy(c), ReadHeaderTimeout: 10 * time.Second}
+	server := newServer(newProxy(ctx, c))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	select {
@@ -101,36 +161,4 @@ func serve(ctx context.Context, l net.Listener, c *config) error {
 		return fmt.Errorf("requests under way were cut off: %w", err)
 	}
 	return nil
-}
-
-// newProxy returns the proxy as a handler.
-func newProxy(c *config) http.Handler {
-	proxy := &httputil.ReverseProxy{
-		Rewrite:      func(r *httputil.ProxyRequest) { r.SetURL(c.upstream) },
-		Transport:    clarifaihttp.NewTransport(c.base, clarifaihttp.WithThrottle(&c.throttle)),
-		ErrorHandler: refuse,
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), c.timeout)
-		defer cancel()
-		proxy.ServeHTTP(w, r.WithContext(ctx))
-	})
-}
-
-// refuse answers a request that got no answer.
-func refuse(w http.ResponseWriter, r *http.Request, err error) {
-	if late, ok := errors.AsType[*clarifaihttp.WaitError](err); ok {
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(late.Wait.Seconds()))))
-		http.Error(w, "the line is too long: "+err.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	if errors.Is(err, context.Canceled) {
-		return // the client has left
-	}
-	slog.Error("no answer", "method", r.Method, "error", err)
-	status := http.StatusBadGateway
-	if errors.Is(err, context.DeadlineExceeded) {
-		status = http.StatusGatewayTimeout
-	}
-	http.Error(w, http.StatusText(status), status)
 }

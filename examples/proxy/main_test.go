@@ -42,7 +42,7 @@ func withProxy(t *testing.T, timeout time.Duration, f func(t *testing.T, account
 		if err != nil {
 			t.Fatal(err)
 		}
-		front := throttletest.NewServer(newProxy(&config{upstream: u, base: upstream.Client().Transport, timeout: timeout}))
+		front := throttletest.NewServer(newProxy(t.Context(), &config{upstream: u, base: upstream.Client().Transport, replay: 1 << 20, timeout: timeout}))
 		defer front.Close()
 		f(t, account, front)
 	})
@@ -124,8 +124,8 @@ type running struct {
 	ended    chan error
 }
 
-// run starts one before an upstream that answers as soon as release is closed.
-func run(t *testing.T, grace time.Duration, release <-chan struct{}) running {
+// start starts one before an upstream that answers as soon as release is closed.
+func start(t *testing.T, grace time.Duration, release <-chan struct{}) running {
 	t.Helper()
 	arrived := make(chan struct{})
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -165,7 +165,7 @@ func run(t *testing.T, grace time.Duration, release <-chan struct{}) running {
 
 func TestShutdown(t *testing.T) {
 	release := make(chan struct{})
-	r := run(t, time.Minute, release)
+	r := start(t, time.Minute, release)
 	r.stop()
 	<-r.listener.closed
 	if conn, err := net.Dial("tcp", r.listener.Addr().String()); err == nil {
@@ -187,7 +187,7 @@ func TestShutdown(t *testing.T) {
 }
 
 func TestCutOff(t *testing.T) {
-	r := run(t, time.Millisecond, nil)
+	r := start(t, time.Millisecond, nil)
 	r.stop()
 	if err := <-r.ended; !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("ended with %v", err)
@@ -214,6 +214,8 @@ func TestUpstream(t *testing.T) {
 	for s, valid := range map[string]bool{
 		"https://api.clarifai.com": true,
 		"http://127.0.0.1:1/base":  true,
+		"h2c://127.0.0.1:1":        true,
+		"h2c://":                   false,
 		"api.clarifai.com":         false,
 		"ftp://api.clarifai.com":   false,
 		"https://":                 false,
@@ -238,6 +240,25 @@ func TestNoAnswer(t *testing.T) {
 		refuse(w, httptest.NewRequest(http.MethodGet, "/", nil), tt.err)
 		if w.Code != tt.status {
 			t.Errorf("%s: %d, want %d", name, w.Code, tt.status)
+		}
+	}
+}
+
+// TestPriority has a client claim to be urgent.
+func TestPriority(t *testing.T) {
+	for _, tt := range []struct{ flag, want string }{{"", "u=0"}, {"none", ""}, {"u=5", "u=5"}} {
+		var got []string
+		upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { got = r.Header["Priority"] }))
+		u, err := url.Parse(upstream.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := httptest.NewRequest(http.MethodGet, "/", nil)
+		req.Header.Set("Priority", "u=0")
+		newProxy(t.Context(), &config{upstream: u, priority: tt.flag, timeout: time.Minute}).ServeHTTP(httptest.NewRecorder(), req)
+		upstream.Close()
+		if strings.Join(got, ",") != tt.want {
+			t.Errorf("-priority %q: the upstream sees %q, want %q", tt.flag, got, tt.want)
 		}
 	}
 }

@@ -1,5 +1,5 @@
 // Package replay lets a request body that can be read only once be sent more
-// than once.
+// than once, and knows how much of it was read.
 package replay
 
 import (
@@ -13,38 +13,57 @@ import (
 	"time"
 )
 
-var errClosed = errors.New("http: invalid Read on closed Body")
+// Patience is how long an attempt that is over gets to end its reading.
+const Patience = time.Second
+
+var (
+	errClosed  = errors.New("http: invalid Read on closed Body")
+	errNotKept = errors.New("clarifaihttp: net/http would send the request again, but its body was not kept")
+)
 
 // A Source is a request body and what is kept of it while it is sent. The body
-// is closed once: when it was read to its end, or when no further attempt is to
-// come and the last one has ended. Attempts follow one another; all methods are
-// safe for concurrent use.
+// is closed once: when it was read to its end; or when the attempt that read it
+// has ended and no other can follow; or when [Source.Finish] was called.
+// Attempts follow one another; all methods are safe for concurrent use.
 type Source struct {
 	body io.ReadCloser
 	max  int
 
 	mu       sync.Mutex // guards all below; not held while body is read or closed
-	kept     []byte     // what was read of body, unless that is too much
+	touched  bool       // body was read
+	kept     []byte     // what was read of it, unless that is too much
 	tooLong  bool       // more than max was read: kept is gone
+	total    int64      // bytes read of body
+	first    [5]byte    // of body, as far as read
 	end      error      // what body returned last, if an error; io.EOF above all
-	last     *attempt   // nil before the first
+	last     *Attempt   // nil before the first
 	finished bool       // no attempt will follow
 	closed   bool
 }
 
-// New returns a Source that keeps at most max bytes of body. If max is 0, there
-// can be one attempt only.
-func New(body io.ReadCloser, max int) *Source {
-	return &Source{body: body, max: max, tooLong: max == 0, finished: max == 0}
-}
+// New returns a Source that keeps at most max bytes of body.
+func New(body io.ReadCloser, max int) *Source { return &Source{body: body, max: max} }
 
-// An attempt is the body as one attempt sends it, from the first byte on.
-type attempt struct {
-	s       *Source
-	off     int  // within s.kept
-	reading bool // a Read is under way
+// An Attempt is the body as one attempt sends it, from the first byte on.
+type Attempt struct {
+	s      *Source
+	length int64 // negative: unknown
+	ender  Ender // nil: nobody
+
+	off     int   // within s.kept
+	sent    int64 // bytes read
+	whole   bool  // all of them
+	reading bool  // a Read of the Source's body is under way
 	closed  bool
 	over    chan struct{} // closed when the attempt will not read any more
+	closing chan struct{} // closed when it is closed; nil: nobody asked
+}
+
+// An Ender is asked before the last Read of an attempt returns, the one that
+// completes the body. It may hold it back until closed is closed; then, or where
+// the body must not end, it returns an error.
+type Ender interface {
+	BodyEnds(closed func() <-chan struct{}) error
 }
 
 // nopClosers are the types of what io.NopCloser returns, as in the bodies of
@@ -54,49 +73,108 @@ var nopClosers = []reflect.Type{
 	reflect.TypeOf(io.NopCloser(new(bytes.Reader))),
 }
 
-// Attempt returns the body for the next attempt. There must be no other one
-// that still reads: see Again. Where nothing is kept and Close does nothing, it
-// is the body itself: net/http sends a reader in memory, which it knows by its
-// type, in one write with the header.
-func (s *Source) Attempt() io.ReadCloser {
-	if s.max == 0 && slices.Contains(nopClosers, reflect.TypeOf(s.body)) {
+// InMemory returns the body itself, if closing it does nothing: net/http sends
+// a reader in memory, which it knows by its type, in one write with the header.
+// It is nil for other bodies.
+func (s *Source) InMemory() io.ReadCloser {
+	if slices.Contains(nopClosers, reflect.TypeOf(s.body)) {
 		return s.body
 	}
+	return nil
+}
+
+// Attempt returns the body for the next attempt, of so many bytes (negative:
+// unknown). There must be no other one that still reads.
+func (s *Source) Attempt(length int64, e Ender) *Attempt {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last = &attempt{s: s, over: make(chan struct{})}
+	s.last = &Attempt{s: s, length: length, ender: e, over: make(chan struct{})}
 	return s.last
 }
 
-// Again reports whether the body can be sent again. It gives the latest
-// attempt some time to end, if need be: not if all of the body is kept.
-func (s *Source) Again(ctx context.Context, patience time.Duration) bool {
+// Sent returns how many bytes of the body the latest attempt has read, the first
+// of them (5 at most), and whether these are all. The body in memory counts as
+// sent.
+func (s *Source) Sent() (n int64, first []byte, all bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.tooLong || s.end != nil {
-		return s.again()
+	a := s.last
+	if a == nil {
+		return 0, nil, true
 	}
-	over := s.last.over
+	return a.sent, s.first[:min(a.sent, int64(len(s.first)))], a.whole
+}
+
+// Resend returns the body for net/http to send it again by itself, or an error
+// where Again would report false. It ends the latest attempt, which net/http
+// leaves as it is where it has sent nothing of it.
+func (s *Source) Resend(ctx context.Context, length int64, e Ender) (io.ReadCloser, error) {
+	s.mu.Lock()
+	last := s.last
 	s.mu.Unlock()
-	timer := time.NewTimer(patience)
+	if last != nil {
+		last.Close()
+	}
+	if !s.Again(ctx) {
+		return nil, errNotKept
+	}
+	return s.Attempt(length, e), nil
+}
+
+// Untouched reports whether nothing of the body was read.
+func (s *Source) Untouched() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.touched
+}
+
+// Again reports whether the body can be sent again from what is kept and its
+// rest. It gives the latest attempt some time to end, if need be: not if all of
+// the body is kept.
+func (s *Source) Again(ctx context.Context) bool {
+	s.mu.Lock()
+	certain := s.tooLong || s.end != nil
+	s.mu.Unlock()
+	if !certain && !s.ended(ctx) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.whole()
+}
+
+// whole reports whether what is kept and the rest of the body make a whole. A
+// body that failed would fail again. It requires mu.
+func (s *Source) whole() bool { return !s.tooLong && (s.end == nil || s.end == io.EOF) }
+
+// Quiet has the latest attempt read no more. It gives it some time to end by
+// itself, closes it, and gives a Read that is under way some time to end. It
+// reports whether the attempt reads no more.
+func (s *Source) Quiet(ctx context.Context) bool {
+	s.mu.Lock()
+	last := s.last
+	s.mu.Unlock()
+	if last == nil || s.ended(ctx) {
+		return true
+	}
+	last.Close()
+	return s.ended(ctx)
+}
+
+// ended waits for the latest attempt to end, and reports whether it did in time.
+func (s *Source) ended(ctx context.Context) bool {
+	s.mu.Lock()
+	last := s.last
+	s.mu.Unlock()
+	timer := time.NewTimer(Patience)
+	defer timer.Stop()
 	select {
-	case <-over:
+	case <-last.over:
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	timer.Stop()
-	s.mu.Lock()
-	select {
-	case <-over:
-		return s.again()
-	default:
-		return false
-	}
+	return last.isOver()
 }
-
-// again reports whether what is kept and the rest of the body make a whole. A
-// body that failed would fail again. It requires mu.
-func (s *Source) again() bool { return !s.tooLong && (s.end == nil || s.end == io.EOF) }
 
 // Finish tells that no attempt will follow. The body is closed now or when the
 // latest attempt ends.
@@ -109,7 +187,8 @@ func (s *Source) Finish() {
 // unlockAndClose closes the body once nobody will read it. It requires mu and
 // releases it.
 func (s *Source) unlockAndClose() error {
-	now := !s.closed && (s.end != nil || s.finished && (s.last == nil || s.last.closed))
+	left := s.last == nil || s.last.closed
+	now := !s.closed && (s.end != nil || left && (s.finished || s.lost()))
 	s.closed = s.closed || now
 	s.mu.Unlock()
 	if now {
@@ -118,8 +197,28 @@ func (s *Source) unlockAndClose() error {
 	return nil
 }
 
+// lost reports whether no other attempt can send the body. It requires mu.
+func (s *Source) lost() bool { return s.touched && (s.max == 0 || !s.whole()) }
+
 // Read reads what is kept, then the body.
-func (a *attempt) Read(p []byte) (int, error) {
+func (a *Attempt) Read(p []byte) (int, error) {
+	n, err := a.read(p)
+	s := a.s
+	s.mu.Lock()
+	a.sent += int64(n)
+	last := !a.whole && (err == io.EOF || err == nil && a.sent == a.length)
+	a.whole = a.whole || last
+	s.mu.Unlock()
+	if last && a.ender != nil {
+		if e := a.ender.BodyEnds(a.closes); e != nil {
+			return 0, e
+		}
+	}
+	return n, err
+}
+
+// read is Read without an end.
+func (a *Attempt) read(p []byte) (int, error) {
 	s := a.s
 	s.mu.Lock()
 	switch {
@@ -135,13 +234,17 @@ func (a *attempt) Read(p []byte) (int, error) {
 		defer s.mu.Unlock()
 		return 0, s.end
 	}
-	a.reading = true
+	a.reading, s.touched = true, true
 	s.mu.Unlock()
 
 	n, err := s.body.Read(p)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.total < int64(len(s.first)) {
+		copy(s.first[s.total:], p[:n])
+	}
+	s.total += int64(n)
 	s.keep(p[:n])
 	a.off = len(s.kept)
 	a.reading = false
@@ -168,22 +271,77 @@ func (s *Source) keep(b []byte) {
 	s.kept = append(s.kept, b...)
 }
 
-// Close ends the attempt. The body itself is closed only if no other attempt
-// is to follow.
-func (a *attempt) Close() error {
+// Sent returns how many bytes were read, and whether these are all.
+func (a *Attempt) Sent() (n int64, whole bool) {
 	a.s.mu.Lock()
-	a.closed = true
-	if !a.reading {
-		a.end()
-	}
-	return a.s.unlockAndClose()
+	defer a.s.mu.Unlock()
+	return a.sent, a.whole
 }
 
-// end tells Again that a reads no more. It requires mu.
-func (a *attempt) end() {
+// Close ends the attempt. The body itself is closed only if no other attempt
+// can follow; or if it is being read, which net/http may wait for: at once if no
+// other can follow, else after some time.
+func (a *Attempt) Close() error {
+	s := a.s
+	s.mu.Lock()
+	if a.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	a.closed = true
+	if a.closing != nil {
+		close(a.closing)
+	}
+	switch {
+	case !a.reading:
+		a.end()
+	case !s.finished && !s.lost():
+		time.AfterFunc(Patience, func() { a.interrupt() })
+	case !s.closed:
+		s.closed = true
+		s.mu.Unlock()
+		return s.body.Close()
+	}
+	return s.unlockAndClose()
+}
+
+// interrupt closes the body if a, which is closed, still reads it.
+func (a *Attempt) interrupt() {
+	s := a.s
+	s.mu.Lock()
+	now := a.reading && !s.closed
+	s.closed = s.closed || now
+	s.mu.Unlock()
+	if now {
+		s.body.Close()
+	}
+}
+
+// closes returns a channel that is closed when a is.
+func (a *Attempt) closes() <-chan struct{} {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	if a.closing == nil {
+		a.closing = make(chan struct{})
+		if a.closed {
+			close(a.closing)
+		}
+	}
+	return a.closing
+}
+
+// end tells that a reads no more. It requires mu.
+func (a *Attempt) end() {
+	if !a.isOver() {
+		close(a.over)
+	}
+}
+
+func (a *Attempt) isOver() bool {
 	select {
 	case <-a.over:
+		return true
 	default:
-		close(a.over)
+		return false
 	}
 }

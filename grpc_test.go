@@ -1,0 +1,637 @@
+package clarifaihttp_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/throttletest"
+)
+
+// framed puts the prefix of gRPC before a message.
+func framed(message string) string {
+	return string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))) + message
+}
+
+// Messages as Clarifai's V2 service sends them; throttledGRPC has request id
+// "id".
+var (
+	okGRPC        = framed("\x0a\x07\x08\x90\x4e\x12\x02Ok\x12\x05first")
+	throttledGRPC = framed("\x0a\x13\x08\xfd\x55\x12\x01d\x1a\x07details\x3a\x02id")
+)
+
+// grpcServer serves HTTP/2 over TLS, or without, as h2c.
+func grpcServer(t *testing.T, tls bool, h http.Handler) (*httptest.Server, *http.Transport) {
+	srv := httptest.NewUnstartedServer(h)
+	t.Cleanup(srv.Close)
+	if tls {
+		srv.EnableHTTP2 = true
+		srv.StartTLS()
+	} else {
+		srv.Config.Protocols = new(http.Protocols)
+		srv.Config.Protocols.SetUnencryptedHTTP2(true)
+		srv.Start()
+	}
+	tr := srv.Client().Transport.(*http.Transport)
+	if !tls {
+		h2c(tr)
+	}
+	return srv, tr
+}
+
+// h2c has tr speak HTTP/2 without TLS.
+func h2c(tr *http.Transport) *http.Transport {
+	tr.Protocols = new(http.Protocols)
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	return tr
+}
+
+// pipeServer is a server in virtual time, and its HTTP/2 transport.
+func pipeServer(h http.Handler) (*httptest.Server, *http.Transport) {
+	srv := throttletest.NewServer(h)
+	return srv, h2c(srv.Client().Transport.(*http.Transport))
+}
+
+// grpcRequest is one whose body has no known length, as a proxy has it.
+func grpcRequest(ctx context.Context, t *testing.T, url string, body io.Reader) *http.Request {
+	t.Helper()
+	if _, ok := body.(io.Closer); !ok {
+		body = io.NopCloser(body)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/clarifai.api.V2/PostModelOutputs", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.ContentLength = -1
+	req.Header = http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}, "Authorization": {"Key k"}}
+	return req
+}
+
+// respondGRPC writes the header and trailers of a call around its messages.
+func respondGRPC(w http.ResponseWriter, messages ...string) {
+	w.Header().Set("Content-Type", "application/grpc")
+	w.Header().Set(http.TrailerPrefix+"Grpc-Status", "0")
+	w.WriteHeader(http.StatusOK)
+	for _, m := range messages {
+		io.WriteString(w, m)
+		http.NewResponseController(w).Flush()
+	}
+}
+
+// TestGRPCAsBare compares what comes back through a Transport with what comes
+// back through the bare base, at the first byte and at the end.
+func TestGRPCAsBare(t *testing.T) {
+	handlers := map[string]http.HandlerFunc{
+		"unary": func(w http.ResponseWriter, r *http.Request) { respondGRPC(w, okGRPC) },
+		"stream": func(w http.ResponseWriter, r *http.Request) {
+			respondGRPC(w, okGRPC, framed("second"), framed(""), framed(strings.Repeat("x", 100_000)))
+		},
+		"long first message": func(w http.ResponseWriter, r *http.Request) { respondGRPC(w, framed(strings.Repeat("x", 3<<20))) },
+		"no message":         func(w http.ResponseWriter, r *http.Request) { respondGRPC(w) },
+		"cut message": func(w http.ResponseWriter, r *http.Request) {
+			respondGRPC(w, okGRPC[:7])
+		},
+		"no trailers": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/grpc")
+			io.WriteString(w, okGRPC)
+		},
+		"trailers-only": func(w http.ResponseWriter, r *http.Request) {
+			h := w.Header()
+			h.Set("Content-Type", "application/grpc")
+			h.Set("Grpc-Status", "14")
+			h.Set("Grpc-Message", "try again")
+		},
+		"trailers-only of a throttling gateway": func(w http.ResponseWriter, r *http.Request) {
+			h := w.Header()
+			h.Set("Content-Type", "application/grpc")
+			h.Set("Grpc-Status", "8")
+		},
+		"error after messages": func(w http.ResponseWriter, r *http.Request) {
+			respondGRPC(w, okGRPC, framed("second"))
+			w.Header().Set(http.TrailerPrefix+"Grpc-Status", "13")
+			w.Header().Set(http.TrailerPrefix+"Grpc-Message", "broken")
+			w.Header().Set(http.TrailerPrefix+"Details-Bin", "AAAA")
+		},
+		"announced trailers": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Trailer", "Grpc-Status, X-Never-Sent")
+			w.Header().Set("Content-Type", "application/grpc+proto")
+			io.WriteString(w, okGRPC)
+			w.Header().Set("Grpc-Status", "0")
+		},
+		"metadata": func(w http.ResponseWriter, r *http.Request) {
+			w.Header()["X-Clarifai-Request-Id"] = []string{"a"}
+			w.Header()["X-Many"] = []string{"a", "b"}
+			w.Header()["X-Bin"] = []string{"AAECAw"}
+			w.Header().Set("Grpc-Accept-Encoding", "gzip")
+			w.Header().Set("Set-Cookie", "a=b")
+			respondGRPC(w, okGRPC)
+		},
+		"compressed": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Grpc-Encoding", "gzip")
+			respondGRPC(w, "\x01"+okGRPC[1:])
+		},
+		"reset": func(w http.ResponseWriter, r *http.Request) {
+			respondGRPC(w, okGRPC)
+			panic(http.ErrAbortHandler)
+		},
+		"reset before a message": func(w http.ResponseWriter, r *http.Request) {
+			respondGRPC(w)
+			http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		},
+		"HTTP error": func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			io.WriteString(w, "no healthy upstream")
+		},
+		"another status of Clarifai's": func(w http.ResponseWriter, r *http.Request) {
+			respondGRPC(w, framed("\x0a\x03\x08\xfb\x55")) // 11003
+		},
+	}
+	for name, h := range handlers {
+		for _, tls := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, TLS %t", name, tls), func(t *testing.T) {
+				srv, tr := grpcServer(t, tls, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					io.Copy(io.Discard, r.Body)
+					w.Header()["Date"] = nil
+					h(w, r)
+				}))
+				outcome := func(rt http.RoundTripper) any {
+					resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(framed("hello"))))
+					if err != nil {
+						return err.Error()
+					}
+					defer resp.Body.Close()
+					before := []any{resp.StatusCode, resp.Proto, resp.ContentLength, resp.Uncompressed, resp.Header.Clone(), resp.Trailer.Clone()}
+					b, err := io.ReadAll(resp.Body)
+					failure := regexp.MustCompile(`stream ID \d+`).ReplaceAllString(fmt.Sprint(err), "stream")
+					return append(before, len(b), string(b[:min(len(b), 100)]), failure, resp.Trailer)
+				}
+				throttle := quick()
+				bare, ours := outcome(tr), outcome(clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(throttle)))
+				if !reflect.DeepEqual(bare, ours) {
+					t.Errorf("bare: %v\nours: %v", bare, ours)
+				}
+				if s := throttle.Stats(); s.Throttled != 0 {
+					t.Errorf("%+v", s)
+				}
+			})
+		}
+	}
+}
+
+// TestGRPCThrottled has calls of all kinds throttled by a halt: each is sent
+// again after it.
+func TestGRPCThrottled(t *testing.T) {
+	for name, body := range map[string]func(*http.Request, string){
+		"unknown length": func(r *http.Request, s string) {},
+		"known length":   func(r *http.Request, s string) { r.ContentLength = int64(len(s)) },
+		"GetBody": func(r *http.Request, s string) {
+			r.ContentLength = int64(len(s))
+			r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(s)), nil }
+		},
+		"no body": func(r *http.Request, s string) { r.Body = nil; r.ContentLength = 0 },
+		"in many reads": func(r *http.Request, s string) {
+			rest := strings.NewReader(s)
+			r.Body = io.NopCloser(readerFunc(func(p []byte) (int, error) { return rest.Read(p[:min(len(p), 1000)]) }))
+		},
+		"end comes later": func(r *http.Request, s string) {
+			rest := strings.NewReader(s)
+			r.Body = io.NopCloser(readerFunc(func(p []byte) (int, error) {
+				if rest.Len() == 0 {
+					time.Sleep(300 * ms) // throttled meanwhile
+				}
+				return rest.Read(p)
+			}))
+		},
+	} {
+		for _, size := range []int{0, 5, 900_000} {
+			t.Run(fmt.Sprintf("%s, %d bytes", name, size), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					account := &throttletest.Handler{Next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						b, err := io.ReadAll(r.Body)
+						if err != nil {
+							t.Error(err)
+						}
+						respondGRPC(w, okGRPC, string(b))
+					})}
+					srv, tr := pipeServer(account)
+					defer srv.Close()
+					account.HaltFor(15 * time.Second)
+					throttle := new(clarifaihttp.Throttle)
+					rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(throttle), clarifaihttp.WithLogger(quiet))
+					begin := time.Now()
+					content := framed(strings.Repeat("x", size))
+					req := grpcRequest(t.Context(), t, srv.URL, strings.NewReader(content))
+					body(req, content)
+					if req.Body == nil {
+						content = ""
+					}
+					resp, err := rt.RoundTrip(req)
+					if err != nil {
+						t.Fatal(err)
+					}
+					b, err := io.ReadAll(resp.Body)
+					resp.Body.Close()
+					if err != nil || string(b) != okGRPC+content || resp.Trailer.Get("Grpc-Status") != "0" {
+						t.Errorf("%d bytes, %v, %v", len(b), err, resp.Trailer)
+					}
+					if resp.Request != req {
+						t.Error("the response is not to the caller's request")
+					}
+					if d := time.Since(begin); d < 15*time.Second || d > 15*time.Second+600*ms {
+						t.Errorf("it took %v", d)
+					}
+					if s := account.Stats(); s.Throttled != 1 || s.Served != 1 {
+						t.Errorf("%+v", s)
+					}
+					if s := throttle.Stats(); s.Throttled != 1 || s.Attempts != 2 {
+						t.Errorf("%+v", s)
+					}
+				})
+			})
+		}
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// TestGRPCHandedBack has a throttled response handed back: it is as it came.
+func TestGRPCHandedBack(t *testing.T) {
+	for name, opts := range map[string][]clarifaihttp.Option{
+		"no retries":      {clarifaihttp.WithMaxRetries(0)},
+		"not kept":        {clarifaihttp.WithReplayBuffer(3)},
+		"retries refused": {}, // by a second pause, see below
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				account := new(throttletest.Handler)
+				srv, tr := pipeServer(account)
+				defer srv.Close()
+				account.HaltFor(time.Hour)
+				throttle := new(clarifaihttp.Throttle)
+				var log bytes.Buffer
+				rt := clarifaihttp.NewTransport(tr, append(opts, clarifaihttp.WithThrottle(throttle), clarifaihttp.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))...)
+				outcome := func(rt http.RoundTripper) []any {
+					ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+					defer cancel()
+					resp, err := rt.RoundTrip(grpcRequest(ctx, t, srv.URL, strings.NewReader(framed("hello"))))
+					if err != nil {
+						return []any{err}
+					}
+					defer resp.Body.Close()
+					resp.Header.Del("Date")
+					resp.Header.Del("X-Clarifai-Request-Id")
+					before := []any{resp.StatusCode, resp.ContentLength, resp.Header.Clone(), resp.Trailer.Clone()}
+					b, err := io.ReadAll(resp.Body)
+					b = b[:len(b)-4] // the request id ends it
+					return append(before, string(b), err, resp.Trailer)
+				}
+				bare, ours := outcome(tr), outcome(rt)
+				if !reflect.DeepEqual(bare, ours) {
+					t.Errorf("bare: %v\nours: %v", bare, ours)
+				}
+				if s := throttle.Stats(); s.Throttled == 0 || !s.PausedUntil.After(time.Now()) {
+					t.Errorf("%+v", s)
+				}
+				for _, attr := range []string{"code=11005", "exceeded limit of 15 requests per second", "request_id=0000000000000000000000000000000", "wait=15s"} {
+					if !strings.Contains(log.String(), attr) {
+						t.Errorf("log without %s:\n%s", attr, log.String())
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestGRPCOpen has streams whose client waits before it sends more.
+func TestGRPCOpen(t *testing.T) {
+	const soon = 50 * ms
+	t.Run("waits for the header", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			srv, tr := pipeServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				respondGRPC(w)
+				rc := http.NewResponseController(w)
+				rc.Flush()
+				p := make([]byte, 6)
+				for {
+					if _, err := io.ReadFull(r.Body, p); err != nil {
+						return
+					}
+					io.WriteString(w, okGRPC+string(p))
+					rc.Flush()
+				}
+			}))
+			defer srv.Close()
+			throttle := new(clarifaihttp.Throttle)
+			rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(throttle))
+			body, client := io.Pipe()
+			begin := time.Now()
+			resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := time.Since(begin); d > soon {
+				t.Errorf("the header came after %v", d)
+			}
+			for i := range 3 {
+				time.Sleep(time.Hour)
+				begin := time.Now()
+				sent := framed(fmt.Sprint(i))
+				io.WriteString(client, sent)
+				p := make([]byte, len(okGRPC)+len(sent))
+				if _, err := io.ReadFull(resp.Body, p); err != nil || string(p) != okGRPC+sent || time.Since(begin) != 0 {
+					t.Errorf("%q, %v, after %v", p, err, time.Since(begin))
+				}
+			}
+			client.Close()
+			if b, err := io.ReadAll(resp.Body); len(b) > 0 || err != nil || resp.Trailer.Get("Grpc-Status") != "0" {
+				t.Errorf("%q, %v, %v", b, err, resp.Trailer)
+			}
+			resp.Body.Close()
+			if s := throttle.Stats(); s.Throttled != 0 || s.Attempts != 1 {
+				t.Errorf("%+v", s)
+			}
+		})
+	})
+
+	t.Run("throttled later", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			srv, tr := pipeServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				respondGRPC(w)
+				http.NewResponseController(w).Flush()
+				time.Sleep(100 * ms)
+				io.WriteString(w, throttledGRPC)
+			}))
+			defer srv.Close()
+			throttle := new(clarifaihttp.Throttle)
+			rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(throttle), clarifaihttp.WithLogger(quiet))
+			body, client := io.Pipe()
+			defer client.Close()
+			resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if s := throttle.Stats(); s.Throttled != 0 {
+				t.Errorf("before the look: %+v", s)
+			}
+			if b, err := io.ReadAll(resp.Body); string(b) != throttledGRPC || err != nil {
+				t.Errorf("%q, %v", b, err)
+			}
+			if s := throttle.Stats(); s.Throttled != 1 || s.Attempts != 1 || time.Until(s.PausedUntil) != 15*time.Second {
+				t.Errorf("%+v", s)
+			}
+		})
+	})
+
+	// A throttled response comes whole; the client has not sent all it has. Its
+	// body can not be sent again, since a Read of it is under way.
+	t.Run("throttled at once", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			account := new(throttletest.Handler)
+			srv, tr := pipeServer(account)
+			defer srv.Close()
+			account.HaltFor(0)
+			throttle := new(clarifaihttp.Throttle)
+			rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(throttle), clarifaihttp.WithLogger(quiet))
+			body, client := io.Pipe()
+			go io.WriteString(client, framed("hello"))
+			begin := time.Now()
+			resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if b, err := io.ReadAll(resp.Body); !strings.Contains(string(b), "Making too many requests") || err != nil || resp.Trailer.Get("Grpc-Status") != "0" {
+				t.Errorf("%q, %v, %v", b, err, resp.Trailer)
+			}
+			if d := time.Since(begin); d > time.Second {
+				t.Errorf("it took %v", d)
+			}
+			if s := throttle.Stats(); s.Throttled != 1 || s.Attempts != 1 {
+				t.Errorf("%+v", s)
+			}
+			client.Close()
+		})
+	})
+
+	// As the probe, a stream that nobody reads holds up the account for a Window.
+	t.Run("as the probe", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var calls atomic.Int32
+			srv, tr := pipeServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if calls.Add(1) == 1 {
+					respondGRPC(w, throttledGRPC)
+					return
+				}
+				respondGRPC(w)
+				http.NewResponseController(w).Flush()
+				io.Copy(io.Discard, r.Body)
+			}))
+			defer srv.Close()
+			rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithMaxRetries(0), clarifaihttp.WithLogger(quiet))
+			begin := time.Now()
+			send := func(body io.Reader) *http.Response {
+				resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, body))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return resp
+			}
+			send(strings.NewReader("")).Body.Close()
+			body, client := io.Pipe()
+			open := send(body)
+			if d := time.Since(begin); d < 15*time.Second || d > 15*time.Second+soon {
+				t.Errorf("the probe's header came after %v", d)
+			}
+			send(strings.NewReader("")).Body.Close()
+			if d := time.Since(begin); d > 16*time.Second+soon {
+				t.Errorf("the next one came after %v", d)
+			}
+			client.Close()
+			open.Body.Close()
+		})
+	})
+}
+
+// TestGRPCServerStream gets the first message as soon as it is there.
+func TestGRPCServerStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, tr := pipeServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			respondGRPC(w)
+			for range 3 {
+				http.NewResponseController(w).Flush()
+				time.Sleep(3 * time.Second)
+				io.WriteString(w, okGRPC)
+			}
+		}))
+		defer srv.Close()
+		rt := clarifaihttp.NewTransport(tr)
+		begin := time.Now()
+		resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(framed("hello"))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		for i := range 3 {
+			p := make([]byte, len(okGRPC))
+			_, err := io.ReadFull(resp.Body, p)
+			if want := time.Duration(i+1) * 3 * time.Second; err != nil || string(p) != okGRPC || time.Since(begin) != want {
+				t.Errorf("message %d: %q, %v, after %v", i, p, err, time.Since(begin))
+			}
+		}
+	})
+}
+
+// TestGRPCCanceled ends the context while RoundTrip waits for a message.
+func TestGRPCCanceled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gone := make(chan struct{})
+		srv, tr := pipeServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			respondGRPC(w)
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+			close(gone)
+		}))
+		defer srv.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		resp, err := clarifaihttp.NewTransport(tr).RoundTrip(grpcRequest(ctx, t, srv.URL, strings.NewReader(framed("hello"))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(resp.Body); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+		resp.Body.Close()
+		<-gone
+	})
+}
+
+// TestGRPCSharedAccount has REST and gRPC clients work on one account, in
+// virtual time, with a halt begun by somebody else.
+func TestGRPCSharedAccount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		account := &throttletest.Handler{}
+		srv, tr := pipeServer(account)
+		defer srv.Close()
+		throttle := new(clarifaihttp.Throttle)
+		opts := []clarifaihttp.Option{clarifaihttp.WithThrottle(throttle), clarifaihttp.WithLogger(quiet)}
+		overHTTP1 := tr.Clone()
+		overHTTP1.Protocols = nil
+		defer overHTTP1.CloseIdleConnections()
+		rest, grpc := clarifaihttp.NewTransport(overHTTP1, opts...), clarifaihttp.NewTransport(tr, opts...)
+		time.AfterFunc(2*time.Second, func() { account.HaltFor(15 * time.Second) })
+		var wg sync.WaitGroup
+		for i := range 200 {
+			wg.Go(func() {
+				if i%2 == 0 {
+					req := get(t.Context(), t)
+					resp, err := rest.RoundTrip(req)
+					if err != nil {
+						t.Error(err)
+					} else if b := body(t, resp); b != okBody {
+						t.Errorf("REST: %s", b)
+					}
+					return
+				}
+				resp, err := grpc.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(framed("hello"))))
+				if err != nil {
+					t.Error(err)
+				} else if b := body(t, resp); b != framed("\x0a\x07\x08\x90\x4e\x12\x02Ok") {
+					t.Errorf("gRPC: %q", b)
+				}
+			})
+		}
+		wg.Wait()
+		if s := account.Stats(); s.Served != 200 || s.Peak > 15 || s.Throttled == 0 || s.Throttled > 15 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestGRPCBuffers has uploads of several sizes throttled while they are under
+// way, over real sockets and HTTP/2 with TLS.
+func TestGRPCBuffers(t *testing.T) {
+	for _, size := range []int{10, 100_000, 1_000_000} {
+		var calls atomic.Int32
+		srv, tr := grpcServer(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if calls.Add(1)%2 == 1 {
+				respondGRPC(w, throttledGRPC) // before anything of the body was read
+				return
+			}
+			b, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			respondGRPC(w, okGRPC, string(b))
+		}))
+		rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(quick()), clarifaihttp.WithLogger(quiet))
+		content := framed(strings.Repeat("x", size))
+		for range 20 {
+			resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(content)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := body(t, resp); got != okGRPC+content {
+				t.Errorf("%d bytes: %d bytes came back", size, len(got))
+			}
+			if keys := slices.Collect(maps.Keys(resp.Trailer)); !slices.Equal(keys, []string{"Grpc-Status"}) {
+				t.Errorf("trailers %v", resp.Trailer)
+			}
+		}
+	}
+}
+
+// TestGoAway has the server leave its connections with streams on them that it
+// has not processed. Bodies of unknown length are sent again from what is kept.
+func TestGoAway(t *testing.T) {
+	var calls atomic.Int32
+	srv, tr := grpcServer(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if calls.Add(1)%3 == 0 {
+			w.Header().Set("Connection", "close") // GOAWAY
+		}
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // of a stream that is not on the connection any more
+		}
+		respondGRPC(w, okGRPC, string(b))
+	}))
+	rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(quick()), clarifaihttp.WithLogger(quiet))
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			content := framed(strings.Repeat("x", i*10_000))
+			for range 20 {
+				resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(content)))
+				if err != nil {
+					t.Error(err)
+				} else if got := body(t, resp); got != okGRPC+content {
+					t.Errorf("%d bytes came back of %d", len(got), len(content))
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -1,0 +1,327 @@
+package clarifaihttp_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/throttletest"
+)
+
+// peak returns the most events in less than a second.
+func (l *timeline) peak() (most int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := slices.Sorted(slices.Values(l.at))
+	for i, j := 0, 0; i < len(at); i++ {
+		for at[i]-at[j] >= time.Second {
+			j++
+		}
+		most = max(most, i-j+1)
+	}
+	return most
+}
+
+// uploads counts the requests that come to it twice: by their headers and, as a
+// server does that counts behind a buffer, when they have come whole.
+type uploads struct {
+	heads, ends *timeline
+	deaf        chan struct{} // until it is closed, the body at /deaf is not read
+}
+
+func newUploads() *uploads {
+	return &uploads{newTimeline(), newTimeline(), make(chan struct{})}
+}
+
+func (u *uploads) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	u.heads.mark()
+	if req.URL.Path == "/deaf" {
+		<-u.deaf
+	}
+	if _, err := io.Copy(io.Discard, req.Body); err != nil {
+		return
+	}
+	u.ends.mark()
+	io.WriteString(w, okBody)
+}
+
+// drip is a body that gives a byte now and then.
+type drip struct {
+	n     int
+	every time.Duration
+	wait  func(time.Duration)
+}
+
+func (d *drip) Read(p []byte) (int, error) {
+	if d.n == 0 {
+		return 0, io.EOF
+	}
+	d.n--
+	d.wait(d.every)
+	return copy(p, "."), nil
+}
+
+// TestUploadsThatDoNotEnd has 15 uploads hang, or take very long. Others go on
+// after a minute and W; what ends later than that needs a slot anew.
+func TestUploadsThatDoNotEnd(t *testing.T) {
+	const lapse = time.Minute + 1010*ms
+	for _, tt := range []struct {
+		name    string
+		path    string
+		transit time.Duration
+		ends    bool // by themselves
+		body    func(*sync.WaitGroup) io.Reader
+	}{
+		{name: "server does not read", path: "/deaf", body: func(*sync.WaitGroup) io.Reader {
+			return bytes.NewReader(make([]byte, 100_000))
+		}},
+		{name: "server does not read, answers only", path: "/deaf", transit: -1, body: func(*sync.WaitGroup) io.Reader {
+			return bytes.NewReader(make([]byte, 100_000))
+		}},
+		{name: "open streams", body: func(open *sync.WaitGroup) io.Reader {
+			r, w := io.Pipe()
+			go func() {
+				w.Write([]byte("first"))
+				open.Wait()
+				w.Close()
+			}()
+			return r
+		}},
+		{name: "slow pipes", ends: true, body: func(*sync.WaitGroup) io.Reader {
+			return &drip{n: 200, every: time.Second, wait: time.Sleep}
+		}},
+		{name: "slow pipes, answers only", ends: true, transit: -1, body: func(*sync.WaitGroup) io.Reader {
+			return &drip{n: 200, every: time.Second, wait: time.Sleep}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				u := newUploads()
+				server := throttletest.NewServer(u)
+				defer server.Close()
+				th := &clarifaihttp.Throttle{Transit: tt.transit}
+				rt := forAll(server.Client().Transport, th)
+				ctx := patient(t, time.Hour)
+
+				var open, wg sync.WaitGroup
+				open.Add(1)
+				for range 15 {
+					body := tt.body(&open)
+					wg.Go(func() {
+						if text, err := fetch(ctx, rt, server.URL+tt.path, body); err != nil || !strings.HasPrefix(text, "200") {
+							t.Errorf("upload: %q, %v", text, err)
+						}
+					})
+				}
+				synctest.Wait()
+				served(t, together(ctx, rt, server.URL, 15), lapse)
+
+				// All end at once, amid others.
+				time.AfterFunc(139*time.Second-lapse-500*ms, open.Done)
+				time.AfterFunc(139*time.Second-lapse-500*ms, func() { close(u.deaf) })
+				time.Sleep(139*time.Second - lapse - time.Second)
+				if tt.ends {
+					time.Sleep(61 * time.Second)
+				}
+				served(t, together(ctx, rt, server.URL, 60), 20*time.Second)
+				wg.Wait()
+				if heads, ends := u.heads.peak(), u.ends.peak(); heads > 15 || ends > 15 && tt.path != "/deaf" {
+					t.Errorf("in a second %d headers and %d ends arrived", heads, ends)
+				}
+				idle(t, th)
+			})
+		})
+	}
+}
+
+// TestUploadThatIsHeldBack has the end of an upload wait for a slot while other
+// things happen.
+func TestUploadThatIsHeldBack(t *testing.T) {
+	errAborted := errors.New("aborted")
+	for _, tt := range []struct {
+		name   string
+		answer time.Duration // the server answers the upload amid its body; 0: at its end
+		cancel time.Duration // 0: never
+		fail   bool          // the body ends by an error
+		want   string
+		err    error
+		at     time.Duration
+	}{
+		{name: "slot", want: "200", at: 73*time.Second + 990*ms},
+		{name: "answer comes first", answer: 72 * time.Second, want: "200", at: 72 * time.Second},
+		{name: "canceled", cancel: 72 * time.Second, err: errAborted, at: 72 * time.Second},
+		{name: "body fails", fail: true, err: errAborted, at: 70 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begin := time.Now()
+				server := throttletest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+					switch {
+					case req.Method == http.MethodGet:
+						sleep(req.Context(), 10*time.Second) // holds the slot
+					case tt.answer > 0:
+						http.NewResponseController(w).EnableFullDuplex()
+						time.Sleep(time.Until(begin.Add(tt.answer)))
+						w.Header().Set("Content-Length", fmt.Sprint(len(okBody)))
+						defer io.Copy(io.Discard, req.Body)
+						defer http.NewResponseController(w).Flush()
+					default:
+						if _, err := io.Copy(io.Discard, req.Body); err != nil {
+							return
+						}
+					}
+					io.WriteString(w, okBody)
+				}))
+				defer server.Close()
+				th := &clarifaihttp.Throttle{Limit: 1, Transit: -1}
+				rt := forAll(server.Client().Transport, th)
+				ctx, cancel := context.WithCancelCause(patient(t, time.Hour))
+				if tt.cancel > 0 {
+					time.AfterFunc(tt.cancel, func() { cancel(errAborted) })
+				}
+				defer cancel(nil)
+
+				r, w := io.Pipe()
+				up := newBodyOf(t, r)
+				time.AfterFunc(70*time.Second, func() {
+					if tt.fail {
+						w.CloseWithError(errAborted)
+					} else {
+						w.Close()
+					}
+				})
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					time.Sleep(62*time.Second + 980*ms) // its slot is free at 73.99 s
+					served(t, together(patient(t, time.Hour), rt, server.URL, 1), 11*time.Second)
+				})
+				text, err := fetch(ctx, rt, server.URL, up)
+				at := time.Since(begin).Round(10 * ms)
+				if !strings.HasPrefix(text, tt.want) || !errors.Is(err, tt.err) || at != tt.at {
+					t.Errorf("%q, %v at %v, want %v, %v at %v", text, err, at, tt.want, tt.err, tt.at)
+				}
+				wg.Wait()
+				w.Close()
+				synctest.Wait()
+				up.check(t)
+				idle(t, th)
+			})
+		})
+	}
+}
+
+// newBodyOf returns a body that is read and closed as r is, and counts that.
+func newBodyOf(t *testing.T, r io.ReadCloser) *countedBody { return &countedBody{ReadCloser: r} }
+
+type countedBody struct {
+	io.ReadCloser
+	closed atomic.Int32
+}
+
+func (b *countedBody) Close() error {
+	b.closed.Add(1)
+	return b.ReadCloser.Close()
+}
+
+func (b *countedBody) check(t *testing.T) {
+	t.Helper()
+	if n := b.closed.Load(); n != 1 {
+		t.Errorf("body closed %d times", n)
+	}
+}
+
+// rewound is a body whose GetBody returns the same object again, from its start,
+// as connect-go's does. It is not safe for use by two attempts at a time.
+type rewound struct {
+	*bytes.Reader
+	users *atomic.Int32
+}
+
+func (r rewound) Read(p []byte) (int, error) {
+	if r.users.Add(1) > 1 {
+		panic("two attempts read it")
+	}
+	defer r.users.Add(-1)
+	return r.Reader.Read(p[:min(len(p), 4<<10)])
+}
+
+func (rewound) Close() error { return nil }
+
+// TestGetBodyOfSameObject has uploads of 3 MB throttled while they go on. Each
+// must come whole in the end, or the throttled response is handed back.
+func TestGetBodyOfSameObject(t *testing.T) {
+	data := bytes.Repeat([]byte("0123456789abcdef"), 3<<20/16)
+	var n atomic.Int64
+	var cut atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if n.Add(1)%2 == 1 {
+			io.CopyN(io.Discard, req.Body, 64<<10)
+			http.NewResponseController(w).EnableFullDuplex()
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(http.StatusTooManyRequests)
+			fmt.Fprintf(w, throttledBody, 15)
+			http.NewResponseController(w).Flush()
+			io.Copy(io.Discard, req.Body)
+			return
+		}
+		b, err := io.ReadAll(req.Body)
+		if err == nil && !bytes.Equal(b, data) {
+			cut.Add(1)
+		}
+		io.WriteString(w, okBody)
+	}))
+	defer server.Close()
+	base := server.Client().Transport.(*http.Transport)
+	th := tight()
+	rt := forAll(base, th)
+	defer base.CloseIdleConnections()
+
+	var whole, back atomic.Int64
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 8 {
+				body := rewound{bytes.NewReader(data), new(atomic.Int32)}
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, body)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				req.ContentLength = int64(len(data))
+				req.GetBody = func() (io.ReadCloser, error) {
+					body.Seek(0, io.SeekStart)
+					return body, nil
+				}
+				resp, err := rt.RoundTrip(req)
+				switch {
+				case err != nil:
+					t.Error(err)
+					continue
+				case resp.StatusCode == http.StatusOK:
+					whole.Add(1)
+				default:
+					back.Add(1)
+				}
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+		})
+	}
+	wg.Wait()
+	if n := cut.Load(); n > 0 {
+		t.Errorf("%d were cut short", n)
+	}
+	t.Logf("%d whole, %d handed back", whole.Load(), back.Load())
+}
