@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -49,6 +50,7 @@ type client struct {
 	setup  string // for those who read the results
 	module string // whose version was measured; empty: no module
 	ours   bool
+	margin bool // it gives up a part of the limit
 
 	// open returns the client's transports over a base, one per process.
 	open func(base http.RoundTripper, q quota) []http.RoundTripper
@@ -60,6 +62,8 @@ const (
 	nameBurst     = "x/time/rate 15/15"
 	nameSmooth    = "x/time/rate 15/1"
 	nameMargin    = "x/time/rate 10/1"
+	nameMargin12  = "x/time/rate 12/1"
+	nameMargin14  = "x/time/rate 14/1"
 	nameRetryable = "go-retryablehttp"
 	nameBursty    = "failsafe-go, bursty"
 	nameFailsafe  = "failsafe-go, smooth"
@@ -98,14 +102,9 @@ var clients = []client{
 			return limited{base, rate.NewLimiter(rate.Limit(q.perSecond()), 1)}
 		}),
 	},
-	{
-		name:   nameMargin,
-		setup:  "`rate.NewLimiter(10, 1).Wait` before each call, a third of the limit given up as a margin; a throttle is an error.",
-		module: "golang.org/x/time",
-		open: single(func(base http.RoundTripper, q quota) http.RoundTripper {
-			return limited{base, rate.NewLimiter(rate.Limit(q.perSecond()*2/3), 1)}
-		}),
-	},
+	withMargin(nameMargin, 10, "a third of the limit"),
+	withMargin(nameMargin12, 12, "a fifth of the limit"),
+	withMargin(nameMargin14, 14, "a fifteenth of the limit"),
 	{
 		name: nameRetryable,
 		// Its README sets RetryMax to 10; DefaultRetryPolicy retries 429, and
@@ -197,6 +196,19 @@ var clients = []client{
 			return all
 		},
 	},
+}
+
+// withMargin is a limiter for less than the limit, of 15.
+func withMargin(name string, rps int, margin string) client {
+	return client{
+		name:   name,
+		setup:  fmt.Sprintf("`rate.NewLimiter(%d, 1).Wait` before each call, %s given up as a margin; a throttle is an error.", rps, margin),
+		module: "golang.org/x/time",
+		margin: true,
+		open: single(func(base http.RoundTripper, q quota) http.RoundTripper {
+			return limited{base, rate.NewLimiter(rate.Limit(q.perSecond()*float64(rps)/limit), 1)}
+		}),
+	}
 }
 
 func single(open func(http.RoundTripper, quota) http.RoundTripper) func(http.RoundTripper, quota) []http.RoundTripper {

@@ -23,7 +23,8 @@ func oneProcessor(t *testing.T) {
 }
 
 // TestFlood floods every server over every network, through every client. It
-// fails if ours is throttled once, or if a peer's worst case is as good.
+// fails if ours is throttled once, or if a peer's worst case is as good. Who gives
+// up a part of the limit may be as good as long as nothing else happens.
 func TestFlood(t *testing.T) {
 	oneProcessor(t)
 	floods := make([]map[condition]figures, len(clients))
@@ -44,7 +45,7 @@ func TestFlood(t *testing.T) {
 		}
 	}
 	for _, c := range peers() {
-		if worst[c.name] >= worst[nameOurs] {
+		if !c.margin && worst[c.name] >= worst[nameOurs] {
 			t.Errorf("%s: goodput %.3f at worst, ours %.3f", c.name, worst[c.name], worst[nameOurs])
 		}
 	}
@@ -60,45 +61,51 @@ func peers() (all []client) {
 	return all
 }
 
-// TestOrder has each client do each of the other workloads. It fails if a
-// peer does better than ours.
+// TestOrder has each client do each of the other workloads but the images. It
+// fails if a peer does better than ours, unless the work is steady and the peer
+// gives up a part of the limit for it.
 func TestOrder(t *testing.T) {
 	oneProcessor(t)
 	ours := clients[slices.IndexFunc(clients, func(c client) bool { return c.ours })]
 	for name, tt := range map[string]struct {
 		play   func(*testing.T, client) *world
 		better func(peer, ours figures) bool
+		steady bool
 	}{
-		"job": {job, func(peer, ours figures) bool {
+		"job": {steady: true, play: job, better: func(peer, ours figures) bool {
 			return ours.lost > 0 || peer.lost == 0 && peer.time <= ours.time
 		}},
 		"burst of the limit": {
-			func(t *testing.T, c client) *world { return burst(t, c, limit) },
-			func(peer, ours figures) bool { return ours.lost > 0 || peer.lost == 0 && peer.p99 < ours.p99 },
+			play:   func(t *testing.T, c client) *world { return burst(t, c, limit) },
+			better: func(peer, ours figures) bool { return ours.lost > 0 || peer.lost == 0 && peer.p99 < ours.p99 },
 		},
 		"burst of twice the limit": {
-			func(t *testing.T, c client) *world { return burst(t, c, 2*limit) },
-			func(peer, ours figures) bool { return ours.lost > 0 || peer.lost == 0 && peer.p99 <= ours.p99 },
+			play:   func(t *testing.T, c client) *world { return burst(t, c, 2*limit) },
+			better: func(peer, ours figures) bool { return ours.lost > 0 || peer.lost == 0 && peer.p99 <= ours.p99 },
 		},
 		"inference": {
-			func(t *testing.T, c client) *world { return inference(t, c, shortPeriod) },
-			func(peer, ours figures) bool { return len(peer.served) >= len(ours.served) },
+			play:   func(t *testing.T, c client) *world { return inference(t, c, shortPeriod) },
+			better: func(peer, ours figures) bool { return len(peer.served) >= len(ours.served) },
+			steady: true,
 		},
-		"deadline": {deadlines, func(peer, ours figures) bool {
+		"deadline": {play: deadlines, better: func(peer, ours figures) bool {
 			return peer.known < ours.known || peer.arrived < ours.arrived
 		}},
 		"neighbour": {
-			func(t *testing.T, c client) *world { return neighbour(t, c, usual, workers, period) },
-			func(peer, ours figures) bool { return len(peer.served) >= len(ours.served) },
+			play:   func(t *testing.T, c client) *world { return neighbour(t, c, usual, workers, period) },
+			better: func(peer, ours figures) bool { return len(peer.served) >= len(ours.served) },
 		},
 		"inference beside a neighbour": {
-			func(t *testing.T, c client) *world { return neighbour(t, c, slow, inferenceWorkers, period) },
-			func(peer, ours figures) bool { return len(peer.served) >= len(ours.served) },
+			play:   func(t *testing.T, c client) *world { return neighbour(t, c, slow, inferenceWorkers, period) },
+			better: func(peer, ours figures) bool { return len(peer.served) >= len(ours.served) },
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			best := figuresOf(tt.play(t, ours), 0)
 			for _, c := range peers() {
+				if tt.steady && c.margin {
+					continue
+				}
 				if f := figuresOf(tt.play(t, c), 0); tt.better(f, best) {
 					t.Errorf("%s is better: %v, ours %v", c.name, f, best)
 				}
@@ -120,6 +127,27 @@ func TestBodies(t *testing.T) {
 				t.Errorf("%s, stream %v: %s", c.name, stream, fate)
 			}
 		}
+	}
+}
+
+// TestImages has ours and a peer upload for a moment, over real sockets.
+func TestImages(t *testing.T) {
+	var two []client
+	for _, c := range clients {
+		if c.ours || c.name == nameMargin {
+			two = append(two, c)
+		}
+	}
+	all, late := measureImages(t, two, 4*time.Second)
+	for i, f := range all {
+		t.Logf("%s: %v, goroutines ran up to %v late", two[i].name, f, late)
+		if bad := f.throttled > 0 || f.peak > limit || f.lost > 0 || f.goodput < 0.5; !bad {
+			continue
+		}
+		if late > defaultTransit/4 {
+			t.Skip("this machine is too busy")
+		}
+		t.Errorf("%s: goodput %.2f, %.0f of 1000 throttled, %d arrivals in a second, %d failed calls", two[i].name, f.goodput, f.throttled, f.peak, f.lost)
 	}
 }
 

@@ -1,11 +1,11 @@
 // Command compare sends the same requests through clarifaihttp and through
 // what one might use instead, against servers that throttle as Clarifai does,
-// and writes down what came of it: RESULTS.md, two pictures, and the section of
+// and writes down what came of it: RESULTS.md, three pictures, and the section of
 // the README that is made of them.
 //
 //	go -C compare run .
 //
-// All of it happens in virtual time, from seeded randomness.
+// All of it but the images happens in virtual time, from seeded randomness.
 package main
 
 import (
@@ -28,14 +28,29 @@ func main() {
 
 // compare measures and writes in the current directory.
 func compare(t *testing.T) {
+	images, late := measureImages(t, clients, imagesFor) // first: nothing else runs
+	for range 2 {
+		if late < usual.jitter {
+			break
+		}
+		fmt.Printf("this machine is busy: goroutines ran up to %v late; trying again\n", late.Round(time.Millisecond))
+		if again, l := measureImages(t, clients, imagesFor); l < late {
+			images, late = again, l
+		}
+	}
 	records := measureAll(t, clients, period)
 	if t.Failed() {
 		return
 	}
+	for i := range records {
+		records[i].images = images[i]
+	}
 	files := map[string]string{
-		"RESULTS.md":  report(records),
+		"RESULTS.md":  report(records, late),
 		"served.svg":  plotServed(records),
 		"goodput.svg": plotGoodput(records),
+
+		"interactive.svg": plotInteractive(records),
 	}
 	readme := filepath.Join("..", "README.md")
 	if old, err := os.ReadFile(readme); err == nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"example.com/clarifaihttp/throttletest"
 )
@@ -33,6 +34,8 @@ func whyNot(rs records) string {
 	ours := rs.ours()
 	usually := condition{usual.halt, usual.algorithm, usual.jitter}
 	still := condition{usual.halt, throttletest.SlidingLog, 0}
+	wide := condition{usual.halt, throttletest.SlidingLog, 100 * time.Millisecond}
+	far := condition{usual.halt, throttletest.SlidingLog, jitters[len(jitters)-1]}
 
 	fmt.Fprintf(&b, "%d workers against a server of %d requests per second that halts for %.0f s; goodput is the share of the limit that is served. %s: %s to %s %% over all servers and networks tried, never throttled. Where nothing else is said, the others' figures are their worst.\n\n",
 		workers, limit, backoff.Seconds(), nameOurs, percent(ours.worst().goodput), percent(most(ours.flood, func(f figures) float64 { return f.goodput })))
@@ -50,9 +53,18 @@ func whyNot(rs records) string {
 		percent(r.flood[still].goodput), percent(ours.flood[still].goodput), usualJitter.Milliseconds(),
 		r.flood[usually].peak, percent(r.flood[usually].goodput), percent(ours.flood[usually].goodput))
 
-	r = rs.named(nameMargin)
-	instead("`rate.NewLimiter(10, 1)`, with a margin?", "Never throttled as long as the account is yours alone, at %s %% on every network. With a neighbour who takes %d/s, %s %% of the rest against our %s %%. A burst of %d from idle waits %.1f s; ours does not wait.",
-		percent(r.worst().goodput), neighbours, percent(r.neighbour.goodput), percent(ours.neighbour.goodput), limit, r.burst[limit].p99.Seconds())
+	r = rs.named(nameMargin12)
+	instead("`rate.NewLimiter(12, 1)`, with a margin?", "For steady work on an account of your own, this line does as well: %s %% on every network, never throttled. Ours has %s %% without jitter and %s %% at %d ms of it. The line uploads images at %s %%, ours at %s %%. It does worse in three cases. A burst of %d from idle takes %.1f s (ours: %.1f s). Beside a neighbour who takes %d/s, it gets %s %% of the rest (ours: %s %%). When somebody halts the account for %.0f s, %d of its calls fail (ours: %d). `rate.NewLimiter(10, 1)` is the same at %s %%.",
+		percent(r.worst().goodput), percent(ours.flood[still].goodput), percent(ours.flood[far].goodput), far.jitter.Milliseconds(),
+		percent(r.images.goodput), percent(ours.images.goodput),
+		limit, r.burst[limit].p99.Seconds(), ours.burst[limit].p99.Seconds(),
+		neighbours, percent(r.neighbour.goodput), percent(ours.neighbour.goodput),
+		backoff.Seconds(), r.halted[usual.algorithm].lost, ours.halted[usual.algorithm].lost,
+		percent(rs.named(nameMargin).worst().goodput))
+
+	r = rs.named(nameMargin14)
+	instead("`rate.NewLimiter(14, 1)`?", "The same with a small margin: %s %% at a jitter of %d ms, but %s %% at %d ms.",
+		percent(r.flood[usually].goodput), usualJitter.Milliseconds(), percent(r.flood[wide].goodput), wide.jitter.Milliseconds())
 
 	r = rs.named(nameRetryable)
 	instead("go-retryablehttp?", "It retries each request by itself and holds back no other: goodput %s %%. A job of %d requests takes %.0f s instead of %.0f.",

@@ -88,8 +88,12 @@ type record struct {
 	deadline  figures
 	neighbour figures
 	both      figures // slow inference beside the neighbour
-	body      string  // fate of a POST whose body can be had again
-	stream    string  // and of one whose body cannot
+	images    figures
+
+	beside, besideUsual side // the user's requests being urgent, and not; the latter for ours
+
+	body   string // fate of a POST whose body can be had again
+	stream string // and of one whose body cannot
 }
 
 type records []record
@@ -121,6 +125,10 @@ func measure(t *testing.T, c client, d time.Duration) record {
 	r.neighbour = figuresOf(w, w.goodput(d)*left)
 	w = neighbour(t, c, slow, inferenceWorkers, d)
 	r.both = figuresOf(w, w.goodput(d)*left)
+	r.beside = beside(t, c, batchSize, urgentest)
+	if c.ours {
+		r.besideUsual = beside(t, c, batchSize, "")
+	}
 	return r
 }
 

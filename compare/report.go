@@ -11,12 +11,13 @@ import (
 
 const whyNotTitle = "## Why not just ...\n\n"
 
-// report returns RESULTS.md.
-func report(rs records) string {
+// report returns RESULTS.md. Late is how late goroutines ran while the images were
+// measured.
+func report(rs records, late time.Duration) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Results
 
-Written by `+"`go -C compare run .`"+` with %s, not by hand. Time is virtual and randomness seeded: two runs differ only by the order of what happens at the same instant, and by jitter that some clients add.
+Written by `+"`go -C compare run .`"+` with %s, not by hand. Time is virtual and randomness seeded, but for the images: two runs differ only by the order of what happens at the same instant, and by jitter that some clients add.
 
 An account of %d requests per second. The server takes 50 ms (inference: 2 to 30 s), a throttle %d ms; each way takes a random time, uniform between 0 and the jitter. A flood is %d workers that send as fast as their client lets them, for %.0f s, each waiting %.0f s after a call that failed; clients start %d ms after a boundary of the server's windows. Everything but the flood is on a sliding log with halts of %.0f s and a jitter of %d ms. Goodput is what was served of the limit. **Bold: better than %s.**
 
@@ -43,8 +44,12 @@ An account of %d requests per second. The server takes 50 ms (inference: 2 to 30
 	burstTable(&b, rs)
 	fmt.Fprintf(&b, "\n## Slow inference, and a neighbour\n\nInference takes 2 to 30 s, %d workers. The neighbour takes %d requests per second of the account, goodput is the share of the other %d. Both: slow inference beside the neighbour.\n\n", inferenceWorkers, neighbours, limit-neighbours)
 	loadTable(&b, rs)
+	fmt.Fprintf(&b, "\n## Images\n\nUploads of %d kB with answers after %.0f s, by %d workers for %.0f s, over real sockets: HTTP/1.1 on loopback, where all clients run at the same time. The server counts a request up to %d ms after its headers came. Goroutines ran up to %d ms late.\n\n",
+		imageSize/1000, imageAnswer.Seconds(), workers, imagesFor.Seconds(), usual.jitter.Milliseconds(), late.Milliseconds())
+	imageTable(&b, rs)
 	fmt.Fprintf(&b, "\n## What a caller sees while the account is halted\n\n%d calls with a deadline of %.0f s, within %.0f s of the halt's begin: longest time until a caller knew, and requests that reached the server meanwhile. Then, through net/http and without a deadline: what came of a POST whose body can be had again (GetBody), and of one whose body cannot (a stream).\n\n", deadlineCalls, deadline.Seconds(), deadlineCalls*deadlineEvery.Seconds())
 	callerTable(&b, rs)
+	besideSection(&b, rs)
 	b.WriteString("\n## Served around a halt\n\nThe halt is another's doing.\n\n![served over time](served.svg)\n\n" + whyNotTitle)
 	b.WriteString(whyNot(rs))
 	return b.String()
@@ -169,6 +174,15 @@ func loadTable(b *strings.Builder, rs records) {
 			cells = append(cells, bold(percent(f.goodput), f.goodput > ours.goodput), fmt.Sprintf("%.0f", f.throttled))
 		}
 		row(b, cells...)
+	}
+}
+
+func imageTable(b *strings.Builder, rs records) {
+	head(b, "client", "goodput, %", "throttled per 1000", "arrivals in any second", "failed calls, %")
+	ours := rs.ours().images
+	for _, r := range rs {
+		f := r.images
+		row(b, r.name, bold(percent(f.goodput), f.goodput > ours.goodput), fmt.Sprintf("%.0f", f.throttled), fmt.Sprint(f.peak), percent(f.failed()))
 	}
 }
 

@@ -104,10 +104,16 @@ func play(t *testing.T, c client, s setting, script func(*world)) *world {
 }
 
 // call sends the i-th request through the client and reports whether it was
-// served. What the end of the world interrupts is not counted.
+// served.
 func (w *world) call(ctx context.Context, i int) (ok bool) {
 	at := time.Since(w.begin)
 	err := get(ctx, w.clients[i%len(w.clients)], "http://server/")
+	return w.note(at, err)
+}
+
+// note notes a call that began at the time given, unless the end of the world
+// interrupted it, and reports whether it was served.
+func (w *world) note(at time.Duration, err error) (ok bool) {
 	if w.ctx.Err() != nil {
 		return false
 	}

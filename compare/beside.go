@@ -1,0 +1,179 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"image/color"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
+)
+
+// Beside: an interactive user beside a batch, on one account. All requests of
+// the batch are there at once; one that fails comes again after what Clarifai
+// recommends. The user's are marked as urgent, and one that fails comes again
+// after a second.
+
+const (
+	batchSize   = 10_000
+	askEvery    = 500 * time.Millisecond
+	askFor      = time.Minute
+	urgentest   = "u=0"
+	patience    = 5 * time.Minute // for the user's requests, as they are measured
+	withoutName = nameOurs + ", no Priority header"
+)
+
+// A side is what came of both.
+type side struct {
+	waits []time.Duration // until the user's requests were served, sorted; patience: not by then
+	done  int             // of the batch, within askFor + patience
+}
+
+func beside(t *testing.T, c client, batch int, priority string) (s side) {
+	t.Helper()
+	play(t, c, usual, func(w *world) {
+		for i := range batch {
+			w.workers.Go(func() {
+				for !w.call(w.ctx, i) && w.ctx.Err() == nil {
+					sleep(w.ctx, backoff)
+				}
+			})
+		}
+		waits := make(chan time.Duration, askFor/askEvery)
+		for i := range cap(waits) {
+			time.Sleep(askEvery)
+			w.workers.Go(func() {
+				ctx, cancel := context.WithTimeout(w.ctx, patience)
+				defer cancel()
+				begin := time.Now()
+				for ask(ctx, w.clients[i%len(w.clients)], priority) != nil && ctx.Err() == nil {
+					sleep(ctx, afterError)
+				}
+				waits <- min(time.Since(begin), patience)
+			})
+		}
+		for range cap(waits) {
+			s.waits = append(s.waits, <-waits)
+		}
+		slices.Sort(s.waits)
+		time.Sleep(askFor + patience - time.Since(w.begin))
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, call := range w.calls {
+			if call.ok {
+				s.done++
+			}
+		}
+	})
+	return s
+}
+
+// ask sends one of the user's requests.
+func ask(ctx context.Context, c *http.Client, priority string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://server/", nil)
+	if err != nil {
+		return err
+	}
+	if priority != "" {
+		req.Header.Set("Priority", priority)
+	}
+	return do(c, req)
+}
+
+func (s side) quantile(q float64) time.Duration {
+	return s.waits[min(int(q*float64(len(s.waits))), len(s.waits)-1)]
+}
+
+// sides returns what is shown: all clients, and ours without the header.
+func (rs records) sides() (names []string, sides []side) {
+	for _, r := range rs {
+		if r.ours {
+			names, sides = append(names, withoutName), append(sides, r.besideUsual)
+		}
+		names, sides = append(names, r.name), append(sides, r.beside)
+	}
+	return names, sides
+}
+
+func besideSection(b *strings.Builder, rs records) {
+	fmt.Fprintf(b, "\n## An interactive user beside a batch\n\nThe batch has %d requests, all there at once. The user sends %d, one each %.1f s, with Priority: %s: how long until they are served, a failed one being sent again after %.0f s.\n\n",
+		batchSize, askFor/askEvery, askEvery.Seconds(), urgentest, afterError.Seconds())
+	head(b, "client", "user: p50, s", "p99, s", fmt.Sprintf("served of the batch within %.0f s", (askFor+patience).Seconds()))
+	names, sides := rs.sides()
+	ours := rs.ours().beside
+	for i, s := range sides {
+		cell := func(q float64) string {
+			wait := s.quantile(q)
+			if wait == patience {
+				return fmt.Sprintf("over %.0f", patience.Seconds())
+			}
+			return bold(seconds(wait), wait < ours.quantile(q))
+		}
+		row(b, names[i], cell(0.50), cell(0.99), fmt.Sprint(s.done))
+	}
+	b.WriteString("\n![how long an interactive user waits beside a batch](interactive.svg)\n")
+}
+
+// plotInteractive draws how long the user waits, by each client.
+func plotInteractive(rs records) string {
+	const width, rowHeight, space = 800, 22, 80
+	plot.DefaultFont = font.Font{Typeface: "Liberation", Variant: "Sans"}
+	names, sides := rs.sides()
+	slices.Reverse(names) // from the bottom
+	slices.Reverse(sides)
+
+	p := plot.New()
+	p.Title.Text = fmt.Sprintf("an interactive user beside a batch of %d: from the median to the 99th percentile", batchSize)
+	p.Title.TextStyle.Font.Size = 12
+	p.Title.Padding = 6
+	p.X.Label.Text = fmt.Sprintf("time until served (s); %.0f: not by then", patience.Seconds())
+	p.X.Label.Padding, p.X.Padding, p.Y.Padding = 4, 4, 4
+	p.X.Scale = plot.LogScale{}
+	p.X.Tick.Marker = plot.ConstantTicks{{Value: 0.1, Label: "0.1"}, {Value: 1, Label: "1"}, {Value: 10, Label: "10"}, {Value: 100, Label: "100"}, {Value: patience.Seconds(), Label: "300"}}
+	p.NominalY(names...)
+	p.Y.Tick.Length, p.Y.Width = 0, 0
+	grid := plotter.NewGrid()
+	p.Add(grid)
+	for i, s := range sides {
+		line, err := plotter.NewLine(plotter.XYs{
+			{X: s.quantile(0.50).Seconds(), Y: float64(i)},
+			{X: s.quantile(0.99).Seconds(), Y: float64(i)},
+		})
+		if err != nil {
+			panic(err) // not a number
+		}
+		ends, err := plotter.NewScatter(line.XYs)
+		if err != nil {
+			panic(err)
+		}
+		line.Color, line.Width = color.RGBA{R: 0x99, G: 0x99, B: 0x99, A: 0xff}, 3
+		if names[i] == nameOurs {
+			line.Color = color.RGBA{G: 0x72, B: 0xb2, A: 0xff} // as in the other pictures
+		}
+		ends.GlyphStyle = draw.GlyphStyle{Color: line.Color, Radius: 5, Shape: draw.CircleGlyph{}}
+		p.Add(line, ends)
+	}
+	p.X.Min, p.X.Max = 0.05, patience.Seconds()*1.1
+	p.Y.Min, p.Y.Max = -0.5, float64(len(sides))-0.5
+
+	canvas := vgsvg.New(width, vg.Length(rowHeight*len(sides)+space))
+	all := draw.New(canvas)
+	all.SetColor(color.White)
+	all.Fill(all.Rectangle.Path())
+	p.Draw(draw.Crop(all, 6, -12, 4, -4))
+	var svg bytes.Buffer
+	if _, err := canvas.WriteTo(&svg); err != nil {
+		panic(err) // a bytes.Buffer takes all
+	}
+	return strings.ReplaceAll(svg.String(), "font-family:Liberation Sans;", "font-family:Liberation Sans,Arial,Helvetica,sans-serif;")
+}
