@@ -302,7 +302,8 @@ func (w *world) unexplained(a *answer, err error) string {
 		return fmt.Sprintf("after %v, deadline %v, cancel %v and %v", elapsed, j.deadline, j.cancel, j.canceled)
 	case errors.Is(err, errDial), errors.Is(err, errGetBody):
 		return ""
-	case w.h2 && !j.again() && err != nil && (strings.Contains(err.Error(), "its body was not kept") || strings.Contains(err.Error(), "cannot retry err")):
+	case !j.again() && err != nil && (strings.Contains(err.Error(), "its body was not kept") ||
+		strings.Contains(err.Error(), "cannot retry err") || strings.Contains(err.Error(), "cannot rewind body")):
 		return "" // the server left, and net/http cannot send it again
 	case a.status == http.StatusTooManyRequests && w.form.long && !w.isBare():
 		return "" // it was too long to be kept whole until it was handed back
