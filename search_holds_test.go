@@ -266,8 +266,8 @@ func (w *world) answerHolds(a *answer) {
 	if j.every > time.Second {
 		return // a Read that was under way then took too long to end
 	}
-	if a.bodyErr != nil {
-		return // it could not be seen that it is a throttled response
+	if a.bodyErr != nil || j.unread && slices.ContainsFunc(w.breaks, a.end.Equal) {
+		return // its body broke off, so that it could not be seen that it is throttled
 	}
 	// A throttled response is handed back only when the retries are used up.
 	times := 0
