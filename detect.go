@@ -31,7 +31,7 @@ const (
 	codeOutOfCredit = "insufficient_quota" // OpenAI's, which comes with 429 although no wait cures it
 )
 
-// codes are the names in Clarifai's status_code.proto that tell its throttle
+// codes are the names in Clarifai's status_code.proto that tell CONN_THROTTLED
 // from the quotas next to it.
 var codes = map[string]int{
 	"CONN_EXCEED_HOURLY_LIMIT":  11003,
@@ -45,7 +45,7 @@ var (
 	limitIn  = regexp.MustCompile(`(?i)\blimit of (\d+) requests? per second\b`)
 )
 
-// Status is Clarifai's status of a whole answer, as far as it is known.
+// Status is Clarifai's status of a whole response, as far as it is known.
 type Status struct {
 	Code        int    // 10000 to 99999; 0 for none and for a name whose number is not known here
 	Description string // such as "Making too many requests"
@@ -53,28 +53,19 @@ type Status struct {
 	RequestID   string // status.req_id, else the header X-Clarifai-Request-Id
 }
 
-// Detect reports whether resp says that the account sends too fast, and
-// Clarifai's status where the answer has one, of a throttle or not. A throttle
-// is
+// Detect reports whether resp is a throttled response, and returns its Clarifai
+// status if it has one, throttled or not. A response is throttled if its code is
+// 11005 (CONN_THROTTLED), or if it is HTTP 429 without a Clarifai status, as from a
+// gateway. HTTP 429 with another Clarifai code, or with the error.code
+// "insufficient_quota" of OpenAI, is a spent quota.
 //
-//   - the code 11005, CONN_THROTTLED, under any HTTP status that is looked at;
-//   - HTTP 429 without a Clarifai status (a gateway's), unless error.code is
-//     "insufficient_quota". 429 with another Clarifai code is a spent quota.
+// Detect reads up to 16 KiB of the body, plain or gzip, if the status is 400 or
+// more, or if a 2xx response is JSON of a known length of at most 1 KiB. It waits
+// for these bytes. It puts back what it read: the body reads and closes as before.
+// It does not look at other responses, nor at gRPC, which only a [Transport] does.
 //
-// Bodies are looked at under an HTTP status of 400 and more, and under 2xx if
-// they are JSON of a known length of at most 1 KiB; plain or gzip, at most
-// 16 KiB of them. This waits for the body's bytes, but for none after those
-// that settle it. What was read is put back: the body reads and closes as if
-// it had not been looked at. Any other answer, a stream above all, keeps its
-// Body as it is: only a [Transport] finds throttled responses in gRPC.
-//
-// The Clarifai status is the first in the body, at status or result.status,
-// whose code is five digits, as a number or a string, or a name like
-// CONN_THROTTLED. Key names are exact, among duplicate keys the first counts.
-// A body that breaks off counts for what came before.
-//
-// Detect replaces resp.Body, so it must not run while another goroutine uses
-// resp. It may be called again.
+// Detect replaces resp.Body, so it must not run while another goroutine uses resp.
+// It may be called again.
 func Detect(resp *http.Response) (Status, bool) {
 	if resp == nil {
 		return Status{}, false
@@ -135,13 +126,14 @@ func verdictOf(resp *http.Response, status Status) gate.Verdict {
 
 var _ retryablehttp.CheckRetry = CheckRetry
 
-// CheckRetry is a [retryablehttp.CheckRetry] that retries what [Detect] calls
-// a throttle and nothing else, for those who have a retryablehttp.Client
-// already. Set the client's RetryWaitMin to 15 s, which Clarifai recommends.
-// Unlike a [Transport], it holds back no other request of the account.
+// CheckRetry is a [retryablehttp.CheckRetry] that retries the responses that
+// [Detect] calls throttled, and nothing else: to retry 5xx and connection errors,
+// too, call retryablehttp.DefaultRetryPolicy where it returns false. It is for
+// those who have a retryablehttp.Client already. Set the client's RetryWaitMin to
+// 15 s, which Clarifai recommends. Unlike a [Transport], CheckRetry holds back no
+// other request of the account.
 //
-// A done context ends the retries with its [context.Cause], an error of the
-// attempt with that error.
+// If ctx is done, CheckRetry returns false and the [context.Cause].
 func CheckRetry(ctx context.Context, resp *http.Response, err error) (bool, error) {
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)

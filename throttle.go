@@ -24,46 +24,60 @@ const (
 	minDuration = time.Millisecond // below: a number meant as seconds, most likely
 )
 
-// A Limiter is asked before each wire request, for a limit that is kept
-// outside this process. [*rate.Limiter] is one.
+// A Limiter is asked before each attempt, in addition to the Throttle's own
+// limit: for a limit that several processes share. [*rate.Limiter] is one, and
+// the module redisthrottle has another. Wait must be safe for concurrent use. A
+// Limiter may also be an [ArrivalLimiter], a [PauseLimiter] or a
+// [SettingsLimiter].
 //
-// A Throttle calls Wait for the first in its line alone, one call at a time.
-// When Wait returns nil, whoever is first then goes: a more
-// urgent request may have come meanwhile, and the one that Wait was called for
-// keeps its place. If a pause has begun, the permission lapses and Wait is
-// called again after the pause. The context ends when the request's does, and
-// when a pause begins. An error of Wait refuses the request that it was called
-// for, and comes back wrapped (errors.Is and errors.As see it).
-//
-// A Limiter may have more methods. They must not block for long:
-//
-//	Agree(limit int, window, transit time.Duration) error
-//	                                 called before the first Wait, with what the
-//	                                 Throttle keeps to (transit is negative if
-//	                                 Throttle.Transit is); an error panics, as
-//	                                 other invalid fields do
-//	Arrived()                        called once for each Wait that returned nil,
-//	                                 when that wire request can no longer arrive
-//	                                 at the server later than now
-//	Throttled(wait time.Duration)    called when the server told the account to
-//	                                 pause, with the time that is left of the pause
+// Wait returns nil when one request may go. The Throttle calls Wait for the
+// first request in its line, one call at a time. The permission is for whoever
+// is first when Wait returns: a more urgent request may have come meanwhile. The
+// context ends with that of the request, and when a pause begins; then a
+// permission lapses, and Wait is called again after the pause. An error refuses
+// the request that Wait was called for. Its caller gets it wrapped, for errors.Is
+// and errors.As.
 type Limiter interface {
 	Wait(ctx context.Context) error
 }
 
-// A WaitError refuses a request at once, because it would have had to wait in
-// line beyond its context's deadline. It matches [context.DeadlineExceeded]
-// with errors.Is, and its Timeout method reports true. Transport returns it as
-// a *WaitError; errors.As finds it as a value, too. A caller that tries again
-// without a pause of its own spins.
+// An ArrivalLimiter is a [Limiter] that is told when requests have arrived at the
+// server: Arrived is called once for each Wait that returned nil, when that
+// request can no longer arrive later than now. Arrived must not block.
+type ArrivalLimiter interface {
+	Limiter
+	Arrived()
+}
+
+// A PauseLimiter is a [Limiter] that is told when the server throttles the
+// account, to pause other processes, too. Wait is how long the pause lasts from
+// now on. Throttled must not block.
+type PauseLimiter interface {
+	Limiter
+	Throttled(wait time.Duration)
+}
+
+// A SettingsLimiter is a [Limiter] with settings of its own. Agree is called once
+// before the first Wait, with what the Throttle keeps to; transit is negative if
+// Throttle.Transit is. An error panics, as an invalid field of the Throttle does.
+type SettingsLimiter interface {
+	Limiter
+	Agree(limit int, window, transit time.Duration) error
+}
+
+// A WaitError refuses a request at once, because its turn in the line comes after
+// the deadline of its context. It is a [context.DeadlineExceeded] for errors.Is,
+// and its Timeout method reports true. A [Transport] returns a *WaitError;
+// errors.As finds a WaitError, too. A caller that tries again must wait first: a
+// loop without a wait of its own spins.
 type WaitError struct {
-	// Wait is how long the request would have waited at least: what a proxy
-	// would answer as Retry-After.
+	// Wait is how long the request would have waited at least. A proxy can answer
+	// it as Retry-After.
 	Wait time.Duration
 }
 
 func (e WaitError) Error() string {
-	return fmt.Sprintf("clarifaihttp: rate limit wait of at least %v would exceed the deadline", e.Wait)
+	return fmt.Sprintf("clarifaihttp: rate limit wait of at least %v would exceed the deadline", e.Wait.Round(time.Millisecond))
 }
 
 // Timeout reports true, as the errors of net/http do for a deadline.
@@ -81,64 +95,17 @@ func (e *WaitError) As(target any) bool {
 	return ok
 }
 
-// A Throttle keeps the requests of one account within its rate limit. All
-// Transports that use the account must share it ([WithThrottle]). The zero value
-// is ready and stands for Clarifai's documented limits. A Throttle is safe for
-// concurrent use. Its fields must not be changed after the first use, and it must
-// not be copied. A negative or absurd field panics at the first use, with a
-// message that names it.
+// A Throttle is the rate limit of one account, and the line in which its requests
+// wait. All Transports that use the account must share it, by [WithThrottle]. The
+// zero value is ready and has the limits that Clarifai documents. A Throttle is
+// safe for concurrent use. It must not be copied, and its fields must not be
+// changed after the first use. A negative or absurd field panics at the first
+// use, with a message that names the field.
 //
-// At most Limit requests arrive at the server in any Window: each holds one of
-// Limit slots from its start until Window + 10 ms after it has surely arrived,
-// which is when its answer comes, or
-//
-//   - Transit after it was written, if its body has at most 64 KiB;
-//   - Transit after the other end of its connection has acknowledged all of it,
-//     where the system says so: on Linux, for TCP connections, plain or under TLS.
-//     A small request that is not acknowledged Transit after it was written waits
-//     for that, too;
-//   - a minute after it was written;
-//   - Transit after it failed or was canceled. If nothing of it was sent, its slot
-//     is free at once.
-//
-// What net/http sends again by itself holds a slot of its own. A request that
-// waits for a dial gives its slot back after Window + 10 ms, and one whose body
-// is not written whole a minute after it got its connection does, too: it gets a
-// slot anew before it goes on. So what never answers stops nobody else.
-//
-// After CONN_THROTTLED all requests pause, for Backoff or for the answer's
-// Retry-After. Then one goes alone, the probe; the others wait until it is
-// answered, or Window after it was written (throttled responses come fast), or
-// Backoff after its start. A probe that is throttled begins a pause twice as
-// long, up to MaxBackoff. From the first throttled response on, starts are
-// spaced, too, by a rate that comes back along the curve of RFC 9438, section
-// 4.2; an hour without one lifts it.
-//
-// A 429 without a Clarifai status, as a gateway's, is taken for a throttled
-// response on suspicion: its own request waits, for Backoff, twice as long each
-// time up to MaxBackoff, or for its Retry-After. The account pauses only when
-// three requests, one directly after the other, come back so. With ten retries
-// such a request may wait for nine minutes before its 429 is handed back.
-//
-// # The line
-//
-// All waiting happens in one line. A request's Priority header (RFC 9218,
-// section 4.1) says how urgent it is: from u=0, the most urgent, to u=7,
-// background. A request without that header, or with a malformed one, has
-// urgency 3. Nothing else of the header is read, and it travels on unchanged.
-//
-// The more urgent requests go first. Of the same urgency, retries go before
-// newcomers, and then the order of arrival counts. What net/http sends again goes
-// ahead of all, because it may hold a connection that the others need.
-//
-// This order is strict: a request waits as long as more urgent ones do, if need
-// be for ever. Give background requests a deadline where that must not be, and
-// send them anew with a higher urgency.
-//
-// A request that cannot go before its context's deadline is refused at once by a
-// [WaitError], on joining or when a pause begins or is extended. The Throttle
-// knows only those who are ahead at that time: when more urgent requests overtake
-// one later, its context ends its wait.
+// At most Limit requests arrive at the server within any Window. A request that
+// must wait does so in [Transport.RoundTrip]: the more urgent first, then retries,
+// then in the order of arrival. A throttled response pauses all of them. The
+// package comment has the rules.
 type Throttle struct {
 	// Limit is how many requests may arrive at the server in one Window. Zero
 	// means 15. A process that shares the account with others may hold a share.
@@ -155,14 +122,14 @@ type Throttle struct {
 	// that is longer. A Retry-After is obeyed up to four times MaxBackoff.
 	MaxBackoff time.Duration
 
-	// Transit bounds the time from a request's being written, or acknowledged by
-	// the other end of its connection, to its arrival where the server counts. Zero
-	// means 250 ms. Negative: there is no bound, only answers free a slot (and
-	// 250 ms stand for requests that fail). A proxy near the client that takes more
-	// than it passes on needs a negative one.
+	// Transit is the longest time between a request's being written, or
+	// acknowledged by the other end of its connection, and its arrival where the
+	// server counts. Zero means 250 ms. Negative means that only an answer proves
+	// the arrival: set it where a proxy near the client takes more than it passes
+	// on.
 	Transit time.Duration
 
-	// Limiter is asked before each wire request, in addition. Nil means none.
+	// Limiter is asked before each attempt, in addition. Nil means none.
 	Limiter Limiter
 
 	mu   sync.Mutex // guards the set-up
@@ -171,10 +138,10 @@ type Throttle struct {
 	watch arrival.Watch // over what was written
 }
 
-// Stats is what a Throttle counted since its first use, and where it stands.
+// Stats is what a [Throttle] has counted since its first use, and its state now.
 // Attempts, Throttled, Pauses, Refused, HandedBack and Waited never decrease.
 type Stats struct {
-	Attempts         int           // wire requests let go
+	Attempts         int           // requests let go, retries and what net/http sends again included
 	Throttled        int           // throttled responses
 	Pauses           int           // pauses begun
 	Refused          int           // requests refused with a WaitError
@@ -232,9 +199,7 @@ func (t *Throttle) check() {
 
 // agree panics if the Limiter keeps to other settings.
 func (t *Throttle) agree(c gate.Config) {
-	l, ok := t.Limiter.(interface {
-		Agree(limit int, window, transit time.Duration) error
-	})
+	l, ok := t.Limiter.(SettingsLimiter)
 	if !ok {
 		return
 	}

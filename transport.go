@@ -30,13 +30,13 @@ const (
 	maxLoggedDetails = 256
 )
 
-// A Transport is an [http.RoundTripper] that keeps the requests sent through
-// it within a rate limit, and sends those again that the server throttled. It
-// is safe for concurrent use.
+// A Transport is an [http.RoundTripper] that keeps the requests sent through it
+// within the rate limit of a [Throttle], and sends throttled requests again. Use
+// [NewTransport] to create one. It is safe for concurrent use.
 //
-// An error is one of the base's, as it came; the cause of the request's
-// context, if that ended a wait; a [*WaitError], if the deadline is too early;
-// or one of the [Limiter]'s, wrapped.
+// Its errors are those of the base, as they come; the cause of the request's
+// context, if that ends a wait; a [*WaitError], if the deadline is too early; and
+// those of the [Limiter], wrapped.
 type Transport struct {
 	base        http.RoundTripper
 	throttleFor func(*http.Request) *Throttle
@@ -52,12 +52,12 @@ var _ http.RoundTripper = (*Transport)(nil)
 type Option func(*Transport)
 
 // NewTransport returns a Transport over base. Create one per account and share
-// it: each Transport without [WithThrottle] counts on its own, for all hosts that
-// it is used for. Do not create one per call. A Transport over a Transport with
-// the same Throttle counts a request once.
+// it: each Transport without [WithThrottle] counts on its own, all hosts that it is
+// used for together. Do not create one per call.
 //
-// A nil base is [http.DefaultTransport] as it is now, so that
-// http.DefaultTransport = NewTransport(nil) does not recurse. An invalid option
+// A nil base means [http.DefaultTransport] as it is now, so that
+// http.DefaultTransport = NewTransport(nil) does not recurse. A Transport over a
+// Transport with the same Throttle counts a request once. An invalid option
 // panics.
 func NewTransport(base http.RoundTripper, opts ...Option) *Transport {
 	if base == nil {
@@ -83,9 +83,9 @@ func NewTransport(base http.RoundTripper, opts ...Option) *Transport {
 	return t
 }
 
-// WithThrottle has all requests kept within the limit of th, which several
-// Transports may share. The default is a Throttle of the Transport's own. Nil,
-// or a th with invalid fields, panics.
+// WithThrottle keeps all requests within the limit of th, which several Transports
+// may share. The default is a Throttle of the Transport's own. A nil th panics, and
+// one with an invalid field does.
 func WithThrottle(th *Throttle) Option {
 	if th == nil {
 		panic("clarifaihttp: WithThrottle: nil Throttle")
@@ -94,11 +94,11 @@ func WithThrottle(th *Throttle) Option {
 	return WithThrottleFunc(func(*http.Request) *Throttle { return th })
 }
 
-// WithThrottleFunc chooses the Throttle for each request, for several accounts
-// or hosts. A request for which f returns nil passes untouched. f must be safe
-// for concurrent use and must not change the request. Nil panics, and so does
-// a Throttle with invalid fields when f first returns it. The last of
-// WithThrottle and WithThrottleFunc counts.
+// WithThrottleFunc calls f for each request, to choose among several accounts or
+// hosts. A request for which f returns nil passes untouched. f must be safe for
+// concurrent use and must not change the request. A nil f panics, and a Throttle
+// with an invalid field does when f first returns it. The last of WithThrottle and
+// WithThrottleFunc counts.
 func WithThrottleFunc(f func(*http.Request) *Throttle) Option {
 	if f == nil {
 		panic("clarifaihttp: WithThrottleFunc: nil function")
@@ -116,10 +116,10 @@ func WithMaxRetries(n int) Option {
 	return func(t *Transport) { t.maxRetries = n }
 }
 
-// WithReplayBuffer bounds, in bytes, what is kept of a request body that has no
-// GetBody, while it is sent, so that it can be sent again. The default is
-// 1 MiB; zero means that nothing is kept. When a longer one is throttled, the
-// throttled response is handed back. A negative n panics.
+// WithReplayBuffer keeps up to n bytes of a request body without GetBody while it
+// is sent, so that it can be sent again. The default is 1 MiB; zero means that
+// nothing is kept. If a request with a longer body is throttled, the caller gets the
+// throttled response. A negative n panics.
 func WithReplayBuffer(n int) Option {
 	if n < 0 {
 		panic(fmt.Sprintf("clarifaihttp: WithReplayBuffer: %d is negative", n))
@@ -127,14 +127,14 @@ func WithReplayBuffer(n int) Option {
 	return func(t *Transport) { t.maxReplay = n }
 }
 
-// WithLogger has l log what happens to the account. The default is
-// [slog.Default] at that time. slog.DiscardHandler silences it. Nil panics.
+// WithLogger logs to l what happens to the account. The default is
+// [slog.Default] at that time. A slog.DiscardHandler silences it. A nil l panics. No
+// line has a header, body, query or token.
 //
-// At level Warn: a pause begins (attributes host, code, request_id, details as
-// the server words them, and wait); the limit is lowered to what the server names
-// (host, limit); a throttled response is handed back to the caller (host, code,
-// request_id, reason). At level Info: the first request after a pause is served
-// (host); the limit is restored (host, limit).
+// At level Warn: a pause begins (attributes host, code, request_id, details in the
+// server's words, wait); the limit is lowered to what the server names (host,
+// limit); a caller gets a throttled response (host, code, request_id, reason). At
+// level Info: a pause is over (host); the limit is restored (host, limit).
 //
 // To tell several Throttles apart, add an attribute: l.With("account", "a").
 func WithLogger(l *slog.Logger) Option {

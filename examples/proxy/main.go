@@ -6,7 +6,7 @@
 //	curl -H "Authorization: Key $CLARIFAI_PAT" http://localhost:8080/v2/models/types
 //
 // It takes HTTP/1.1 and HTTP/2 without TLS (h2c) on one port. Clarifai's SDKs
-// for gRPC reach it as an address without TLS; the README says how.
+// for gRPC reach it as an address without TLS; README.md has their settings.
 //
 // Requests wait in one line: the more urgent first, by their Priority header (RFC
 // 9218), and then in the order of their arrival. A request that would
