@@ -401,7 +401,7 @@ func retryAfter(h http.Header, now time.Time) (wait time.Duration, ok bool) {
 	return max(until.Sub(now), 0), true
 }
 
-// limitOf finds the limit that a throttle's details name.
+// limitOf finds the limit that the details of a throttled response name.
 func limitOf(details string) (perSecond int, ok bool) {
 	m := limitIn.FindStringSubmatch(details)
 	if m == nil {

@@ -1,10 +1,10 @@
 // Package throttletest is a server that throttles as Clarifai's API does, for
 // tests of clients.
 //
-// A [Handler] serves so many requests per window and answers those beyond with
-// CONN_THROTTLED, halting the account for a while. [NewServer] runs it without
-// a network, so that inside a [testing/synctest] bubble, where time is virtual,
-// a test that waits for minutes is over at once:
+// A [Handler] serves requests up to a limit. It answers more with CONN_THROTTLED
+// and halts the account for a while. [NewServer] runs it without a network. Inside a
+// [testing/synctest] bubble, where time is virtual, a test that waits for minutes is
+// over at once:
 //
 //	func TestClient(t *testing.T) {
 //		synctest.Test(t, func(t *testing.T) {
@@ -14,24 +14,24 @@
 //			client := myclient.New(srv.URL, srv.Client())
 //
 //			account.Take(10)                  // another user of the account
-//			account.HaltFor(20 * time.Second) // and one who went over the limit
+//			account.HaltFor(20 * time.Second) // and one who exceeded the limit
 //			if err := client.DoManyThings(t.Context()); err != nil {
 //				t.Error(err)
 //			}
 //			if s := account.Stats(); s.Peak > 15 {
-//				t.Errorf("the client went over the limit: %+v", s)
+//				t.Errorf("the client exceeded the limit: %+v", s)
 //			}
 //		})
 //	}
 //
-// Inside a bubble NewServer and Close have to be called in it. The requests that
-// are served go to Handler.Next, where a test puts the API it needs.
+// In a bubble, call NewServer and Close inside it. Handler.Next serves the requests
+// that are not throttled: a test puts the API that it needs there.
 //
-// A Handler is an [http.Handler] like any other: it also runs under
-// [httptest.NewServer] and with an [httptest.ResponseRecorder]. A simulation
-// that uses no HTTP asks [Handler.Allow].
+// A Handler is an [http.Handler] as any other: it also runs under
+// [httptest.NewServer] and with an [httptest.ResponseRecorder]. A simulation without
+// HTTP calls [Handler.Allow].
 //
-// What Clarifai does not document is a setting here: the algorithm that counts,
-// the length of a halt and whether requests prolong it, the form of the answer.
-// A client is tested best against several of them.
+// Clarifai does not document the algorithm that counts, the length of a halt,
+// whether requests prolong it, and the form of the response. These are settings
+// here. Test a client against several of them.
 package throttletest

@@ -12,20 +12,15 @@ import (
 	"time"
 )
 
-// A Handler serves requests up to a limit and throttles those beyond, as
-// Clarifai does: HTTP 429 with a status of code CONN_THROTTLED, after which it
-// halts: every request is throttled until the halt is over. Then the Algorithm
-// goes on where it was; the requests throttled used up nothing.
+// A Handler is one account. It serves requests up to a limit. It throttles a request
+// beyond the limit, with HTTP 429 and CONN_THROTTLED, and then halts: it throttles
+// every request until the halt is over. After the halt the Algorithm goes on where
+// it was; throttled requests use up nothing. A gRPC request (by its Content-Type) is
+// throttled in gRPC: HTTP 200, one message with the status, grpc-status 0.
 //
-// A request with a Content-Type of gRPC is throttled in gRPC: HTTP 200, one
-// message that holds the status, and grpc-status 0. So clients of the REST and
-// of the gRPC API share one account.
-//
-// A request counts at the instant ServeHTTP is called. Nothing is read of the
-// body of a throttled one.
-//
-// One Handler is one account. Its zero value is ready to use. The fields must
-// not be changed after first use, which panics if one of them is invalid. It is
+// A request counts at the instant when ServeHTTP is called. Nothing is read of the
+// body of a throttled request. The zero value is ready to use. The fields must not
+// be changed after the first use, which panics if a field is invalid. A Handler is
 // safe for concurrent use.
 type Handler struct {
 	Next        http.Handler  // serves what is not throttled; nil: a status "Ok", in JSON or gRPC
@@ -35,9 +30,9 @@ type Handler struct {
 	RestartHalt bool          // a request during a halt starts it anew
 	Algorithm   Algorithm     // that counts; the zero value is SlidingLog
 
-	Status     int      // HTTP status of a throttle, 200 at least; 0: 429; not in gRPC
-	Code       CodeForm // of the code in its body; the zero value is CodeName; not in gRPC
-	RetryAfter string   // its Retry-After header, as it is; "": none, as Clarifai sends it
+	Status     int      // HTTP status of throttled responses, 200 at least; 0: 429; not in gRPC
+	Code       CodeForm // of the code in their body; the zero value is CodeName; not in gRPC
+	RetryAfter string   // Retry-After of throttled responses, as it is; "": none, as Clarifai
 
 	requestID atomic.Uint64
 
@@ -51,8 +46,8 @@ type Handler struct {
 
 var _ http.Handler = (*Handler)(nil)
 
-// A CodeForm is a way to write the code of a throttle in JSON. Clarifai uses the
-// name and the number; a client should understand all of them.
+// A CodeForm is a way to write the code of a throttled response in JSON. Clarifai
+// uses the name and the number. A client should understand all of them.
 type CodeForm int
 
 const (
@@ -71,7 +66,7 @@ type Stats struct {
 	Taken     int // requests of others that [Handler.Take] had served; they are in no other count
 }
 
-// ServeHTTP has the request served by Next or throttles it.
+// ServeHTTP lets Next serve the request, or throttles it.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !h.Allow(time.Now()):
@@ -85,9 +80,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Allow counts a request that arrives now and reports whether it is served. It is
-// what ServeHTTP asks, for simulations that use no HTTP. A now before the latest
-// one counts as that.
+// Allow counts a request that arrives now and reports whether it is served.
+// ServeHTTP calls it; a simulation without HTTP can, too. If now is before that of
+// an earlier call, the request counts at the earlier call's.
 func (h *Handler) Allow(now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -102,8 +97,8 @@ func (h *Handler) Allow(now time.Time) bool {
 	return true
 }
 
-// Take has n requests arrive at once from another user of the account, and
-// returns how many of them were served. If there is one too many, a halt begins.
+// Take counts n requests of another user of the account, which arrive now, and
+// returns how many of them were served. If they exceed the limit, a halt begins.
 func (h *Handler) Take(n int) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -117,9 +112,8 @@ func (h *Handler) Take(n int) int {
 	return served
 }
 
-// HaltFor begins a halt, as if another user of the account had gone over the
-// limit. It lasts for d, or for Halt if d is not positive; one that is under way
-// is never cut short.
+// HaltFor begins a halt, as if another user of the account had exceeded the limit.
+// It lasts for d, or for Halt if d is not positive. It never shortens a halt.
 func (h *Handler) HaltFor(d time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -9,19 +9,18 @@ import (
 	"syscall"
 )
 
-// NewServer starts a server for handler that no network leads to: it listens on
-// ends of [net.Pipe], and the [http.Transport] of its Client dials them, under
-// whatever host name, for https too (without TLS). So both sides are those of
-// net/http, and it works inside a [testing/synctest] bubble, if NewServer and
-// Close are called in it. A [Handler] with an invalid setting panics here.
+// NewServer starts a server for handler without a network: it listens on ends of
+// [net.Pipe], and the [http.Transport] of its Client dials them, under any host
+// name, for https, too (without TLS). Both sides are those of net/http. It works
+// inside a [testing/synctest] bubble, if NewServer and Close are called there. A
+// [Handler] with an invalid field panics.
 //
-// The server takes HTTP/1.1 and, as gRPC needs it, HTTP/2 with prior knowledge
-// (h2c). For the latter set the Protocols of the Client's http.Transport to
-// UnencryptedHTTP2 alone.
+// The server takes HTTP/1.1, and HTTP/2 with prior knowledge (h2c) for gRPC: set the
+// Protocols of the Client's http.Transport to UnencryptedHTTP2 alone.
 //
-// As with all of [httptest], call Close when done; it waits for the requests that
-// are under way. A pipe has no buffer: a client that neither reads nor closes the
-// body of a long response keeps its request under way.
+// Call Close when done. It waits for the requests under way. A pipe has no buffer: a
+// client that neither reads nor closes the body of a long response keeps its request
+// under way.
 func NewServer(handler http.Handler) *httptest.Server {
 	if h, ok := handler.(*Handler); ok {
 		h.check() // a panic under ServeHTTP would end in the server's log
