@@ -122,16 +122,6 @@ func TestDefaultTransport(t *testing.T) {
 	}
 }
 
-func TestClients(t *testing.T) {
-	f := clarifai(t, nil)
-	//readme:clients
-	throttled(t, images, f)
-	throttled(t, texts, f)
-	if s := account.Stats(); s.Throttled != 2 {
-		t.Errorf("the account has %+v", s)
-	}
-}
-
 func TestAccounts(t *testing.T) {
 	f := clarifai(t, nil)
 	t.Setenv("CLARIFAI_PAT_A", "a")
@@ -175,14 +165,6 @@ func TestUnitTest(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusAccepted || account.Stats().Throttled == 0 {
 		t.Errorf("got %s after %+v", resp.Status, account.Stats())
-	}
-}
-
-func TestVirtual(t *testing.T) {
-	begin := time.Now()
-	//readme:virtual
-	if d := time.Since(begin); d > 10*time.Second {
-		t.Errorf("took %v", d)
 	}
 }
 

@@ -3,23 +3,26 @@
 //
 // # The rule
 //
-// Let w be the instant at which a request was written, and T (Transit) a bound
-// for the way from the system at the other end of the connection to where the
-// server counts.
+// Let w be the instant at which net/http has written a request to its connection,
+// and T (Transit) the longest time that a request takes from the system at the other
+// end of the connection to where the server counts. A look asks this system how many
+// bytes the other end has acknowledged.
 //
-//   - A look at L that finds the request's bytes acknowledged by the other end
-//     proves that the request arrives at L + T at the latest.
-//   - A small request fits the buffers of a socket, so it is on its way at w. For
-//     it, T bounds the whole way from w to the count, unless packets are lost or
-//     the link stands still. The acknowledgement shows that, for then it is late,
-//     too. So a small request is looked at once, at w + T: if it is acknowledged,
-//     it has arrived at w + T. If not, the first rule holds for it.
-//   - What nothing else proves has arrived one minute after w.
+//   - A look at the instant L may find that all bytes of the request are
+//     acknowledged. Then the request arrives at L + T at the latest. For large
+//     requests, looks come 5 ms after w and then each time that the age has grown by a
+//     quarter, at least 5 and at most 250 ms apart.
+//   - A small request fits the buffers of a socket, so it is on its way at w. There is
+//     one look at it, at w + T. If it is acknowledged by then, it counts as arrived at
+//     w + T. This assumes that T bounds the whole way, from w on, of a request whose
+//     acknowledgement is back within T: no packet was lost for long, and the link did
+//     not stand still. If the request is not acknowledged, it is looked at further as a
+//     large one.
+//   - Without such a proof, a request counts as arrived one minute after w.
 //
-// The look at a small request cannot be put off until its slot is wanted, at
-// w + T + W. The system says that bytes are acknowledged, not since when: a look
-// at a later L proves no more than an arrival by L, and would hold the slot until
-// L + W.
+// The look at a small request cannot wait until its slot is wanted, at w + T + W. A
+// look finds that bytes are acknowledged, not since when. So at w + T + W it would
+// prove an arrival by then, and the slot would be held until w + T + 2W.
 package arrival
 
 import (

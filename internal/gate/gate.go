@@ -3,47 +3,55 @@
 //
 // # Slots
 //
-// A request arrives at the server somewhere between its start and its answer,
-// and only these two instants are known here. So each wire request holds one of
-// N slots from its start s until W after its answer r, where N is the limit and
-// W is the window plus a guard for the clocks of several server nodes.
+// A wire request is one sending of a request on one connection, by us or by
+// net/http. It arrives at the server at an unknown instant a. Known are s, an
+// instant before which nothing of it was sent, and later r, an instant at which
+// it has surely arrived, such as that of its answer: s <= a <= r. Each wire
+// request holds one of N slots from s until r + W. N is the limit. W is the window
+// plus a guard for the clocks of several server nodes.
 //
-// Were N+1 of them to arrive within less than a window, let i be the last of
-// these to start. It got a slot, so one of the other N, j, had given its slot
-// back: r(j) <= s(i) - W. For the arrivals a, this means
-// a(j) <= r(j) <= s(i) - W <= a(i) - W, so i and j are not in one window.
+// Suppose that N+1 wire requests arrive within less than W. Let i be the one that
+// starts last. When i got its slot, at most N-1 of the other N had one. So another
+// one, j, had given its slot back: r(j) + W <= s(i). Then
+// a(j) + W <= r(j) + W <= s(i) <= a(i): i and j arrive at least W apart, which
+// contradicts the assumption.
 //
-// At most N arrivals lie in any window then, whatever the jitter, which
-// satisfies a server that counts by fixed window, sliding log, token bucket or
-// GCRA with a burst of N. Servers with sliding-window counters or smaller
-// bursts are not covered; they throttle, and the pause takes over.
+// So at most N arrivals lie in any window, whatever the jitter. This satisfies a
+// server that counts by fixed window, sliding log, token bucket or GCRA with a
+// burst of N. It does not satisfy sliding-window counters or smaller bursts: such a
+// server throttles, and the pause takes over.
 //
-// The proof holds for any r that is not before the arrival, and for any s that
-// is not after it. So there are other bounds than the answer where that is late
-// or does not come:
+// # When a request has arrived
 //
-//   - A small request has arrived Transit after it was written, and any one
-//     Transit after the system at the other end of the connection acknowledged
-//     it. Package arrival has this rule in full.
-//   - A request that failed when it may have been sent has arrived Transit
-//     after that, if at all.
-//   - A request has arrived a minute after it was written whole, or after its
-//     start if nothing was heard of it since. One whose body
-//     is not read to its end a minute after it got its connection has arrived
-//     as far as its header is concerned: it gives its slot back, and its end is
-//     a wire request of its own, which waits for a slot.
+// The proof holds for any r that is not before the arrival. An answer may be late,
+// so r is the earliest of these:
 //
-// And until a request gets its connection nothing of it can arrive: s is the
-// last instant before that at which it was given a slot. In between
+//   - the answer;
+//   - Transit after the system at the other end of the connection acknowledged the
+//     request, or for a small one Transit after it was written, if it is
+//     acknowledged by then. Package arrival has this rule in full;
+//   - Transit after the wire request failed, if something of it may have been sent;
+//   - one minute after it was written, or after s if net/http does not say when
+//     that is. This is an assumption;
+//   - one minute after it got its connection, if the end of its body is not sent by
+//     then. Such an upload counts twice, since a server may count at the header or
+//     at the end: its slot comes back, and the end of its body is a wire request of
+//     its own, which waits for a slot.
 //
-//   - it gives its slot back if that takes longer than W, for a dial hangs;
-//   - whoever holds a connection already may take its slot (see takeOver);
-//   - it must have a slot again, and no pause may have begun, when it gets its
-//     connection. Else it waits there, holding the connection.
+// # When a request starts
 //
-// net/http may send a request several times by itself. Each of these wire
-// requests has a ticket of its own: the earlier one has failed, and the next
-// waits ahead of all who hold no connection.
+// Nothing is sent before the wire request has a connection. So s is the last
+// instant at which it got a slot before it got its connection. Until then
+//
+//   - it gives its slot back after W without a connection: its dial may hang;
+//   - a wire request that holds a connection may take its slot (see takeOver).
+//
+// When it gets its connection, it needs a slot, and no pause may have begun since
+// it was let go. Otherwise it waits in line again, and keeps the connection.
+//
+// net/http may send a request again by itself. The gate takes the earlier wire
+// request for failed. The next one has a connection, so it goes before all that have
+// none, whatever their urgency.
 package gate
 
 import (
@@ -303,12 +311,17 @@ func (g *Gate) letGo(tk *Ticket, now time.Time) {
 	}
 }
 
-// takeOver lets tk go in another's stead, if it holds a connection and the other
-// has a slot and still waits for one: the latest of them may well wait for the
-// connection that tk holds, and tk for its slot, its permission by the Limiter
-// or its being the probe, so that neither would ever go on. A pause binds tk all
-// the same, and so does a probe that has a connection: that one is over soon. It
-// requires mu.
+// takeOver gives tk, which holds a connection and waits in line, what another ticket
+// has that was let go and has no connection yet: its slot, its permission by the
+// Limiter, and its role as the probe. Otherwise both might wait for ever: the other
+// for the connection that tk holds, tk for the other's slot. This is safe, since
+// nothing of the other was sent. The other needs a slot again when it gets its
+// connection.
+//
+// The other is the one that got its slot last. A pause holds back tk all the same,
+// and so does a probe that has a connection: it is over soon. If a pause began since
+// the other was let go, its slot comes back, but tk waits for the probe and the pace.
+// takeOver reports whether anything has changed. It requires mu.
 func (g *Gate) takeOver(tk *Ticket, now time.Time) bool {
 	other := g.connecting.last
 	if tk.rank != holder || other == nil || g.pause.paused(now) {

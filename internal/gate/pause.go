@@ -2,8 +2,8 @@ package gate
 
 import "time"
 
-// A pause is what the account does after a throttled response. It is in one of
-// four states:
+// A pause is what the account does after a throttled response. It is in one of four
+// states:
 //
 //	         a throttled response
 //	open ───────────────────────────> paused <──────────────┐
@@ -15,18 +15,23 @@ import "time"
 //	 └────────────────────────────── probing ────┴──────────┘
 //	  the probe is served, or over by time
 //
-// While paused, nothing is let go; one request when due; nothing while probing.
-// The zero value of the fields below the settings is open.
+// Open, all requests may go. Due, one may go: the probe. Paused and probing, none
+// may. Served is each response that is not throttled, a 500, too. Of three probes in
+// a row that come back as bare 429s, the third is a throttled probe.
+//
+// A throttled response to a request that was let go before the latest pause began
+// does not begin another one. It may extend that pause while it lasts (see extend).
+// If all fields below the settings are zero, the state is open.
 type pause struct {
 	backoff, max, window time.Duration // settings
 
-	count      int       // pauses begun: a ticket let go before one has fewer
+	count      int       // pauses begun; a ticket keeps the number of when it was let go
 	until      time.Time // end of the latest
 	row        int       // throttled probes in a row
-	unproven   bool      // since the latest began, nothing was served
-	suspicious bool      // the latest began for bare 429s
-	wanted     bool      // due or probing, once it is not paused any more
-	probe      *Ticket   // probing
+	unproven   bool      // nothing was served since the latest began
+	suspicious bool      // the latest began for bare 429s: others may extend it
+	wanted     bool      // after until, the state is due or probing, not open
+	probe      *Ticket   // under way; nil: none
 	over       time.Time // when the probe is over by time
 	bare       int       // probes in a row that came back as bare 429s
 }

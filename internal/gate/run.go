@@ -13,14 +13,15 @@ const (
 	other   // any other answer: it ends a run
 )
 
-// A run watches the tickets in the order in which they were let go, for so many
-// bare 429s one after the other that the account must be throttled. Only
-// tickets whose calls had none before are in it: two broken endpoints must not
-// confirm each other by their retries. One that is not answered does not end a
-// run until window after it was written: a gateway's answers come fast.
+// A run looks for bare 429s to requests that were let go one directly after the
+// other: bareRun of them mean that the account is throttled, not a single endpoint.
+// It has the tickets in the order in which they were let go, newcomers alone: the
+// retries of two broken endpoints must not confirm each other.
 //
-// The oldest are dropped where there are too many; of two neighbours that end a
-// run one is.
+// A ticket that was answered otherwise ends a run. One without an answer is left out
+// for window after it was written, and then ends a run, too: a gateway's answers come
+// fast. There are at most so many tickets: of two neighbours that end a run only
+// one is kept, and then the oldest go.
 type run struct {
 	list
 	window time.Duration

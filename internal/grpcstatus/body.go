@@ -23,12 +23,12 @@ const maxIdle = 100
 // A Progress says how much of a request's body was sent.
 type Progress struct {
 	Sent  int64
-	First []byte // the first bytes, 5 of them if so many were sent
-	Over  bool   // that was all
+	First []byte // the first bytes, at most 5
+	Over  bool   // the whole body was sent
 }
 
-// within reports whether the body is within its first message: so the client
-// waits for nothing.
+// within reports whether the first message is sent in part: the client is still
+// sending then, and cannot be waiting for the header.
 func (p Progress) within() bool {
 	if len(p.First) < prefix {
 		return p.Sent > 0
@@ -36,19 +36,20 @@ func (p Progress) within() bool {
 	return p.Sent < prefix+int64(binary.BigEndian.Uint32(p.First[1:]))
 }
 
-// Look reads the first message of a response that [In] reports. It returns the
-// response with a body that reads as if nothing had been read, and the Status
-// that the message holds, the zero Status if none.
+// Look reads the first message of a response that [In] reports, if it has at most
+// 1 KiB. It returns the response, with a body that reads as if Look had read
+// nothing, and the Status that the message holds, the zero Status if none.
 //
-// Look waits for the message while the request is within its own first message,
-// or is over. Else the client may have more to send and wait for this response's
-// header: then Look waits for some milliseconds only. If the message has not come
-// by then, known is false: the caller's own Reads look on, and the one that
-// completes the message calls later with the Status.
+// Look waits until the message has come or ctx ends, if the client cannot be waiting
+// for the response's header: its own first message is not sent whole yet, or all of
+// its body is sent. Otherwise Look waits for some milliseconds only. If the message
+// has not come by then, or ctx has ended, known is false: the caller's Reads look on
+// its behalf, and the Read that completes the message calls the function later, once,
+// with the Status.
 //
-// Look returns early when ctx ends. It does not change resp, which must not be
-// used any more: trailers that come with the message appear in the returned
-// response when its body was read to the end, not before.
+// Look does not change resp, which must not be used any more. Trailers that come with
+// the message appear in the returned response when its body was read to the end, not
+// before.
 func Look(ctx context.Context, resp *http.Response, progress func() Progress, later func(Status)) (looked *http.Response, s Status, known bool) {
 	copied := *resp
 	copied.Trailer = maps.Clone(resp.Trailer)
