@@ -80,13 +80,6 @@ func peak(at []time.Time) (most int) {
 	return most
 }
 
-// The ways to speak to a counter.
-const (
-	plainHTTP1 = "HTTP/1.1"
-	tlsHTTP1   = "HTTP/1.1 over TLS"
-	http2      = "HTTP/2"
-)
-
 // A atOnce runs subtests at once, however few processors there are: they do
 // little but wait.
 type atOnce struct {

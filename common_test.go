@@ -2,6 +2,8 @@ package clarifaihttp_test
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,9 +14,45 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"example.com/clarifaihttp"
 )
 
-var quiet = slog.New(slog.DiscardHandler)
+// TestMain runs more parallel tests at a time than there are processors, for
+// they do little but wait. When fuzzing, -parallel is the number of processes.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	parallel, fuzz := flag.Lookup("test.parallel"), flag.Lookup("test.fuzz")
+	if parallel.Value.String() == parallel.DefValue && fuzz.Value.String() == "" {
+		parallel.Value.Set("8")
+	}
+	m.Run()
+}
+
+const (
+	ms   = time.Millisecond
+	hold = 1010 * ms // W of the default Throttle
+)
+
+var (
+	quiet  = slog.New(slog.DiscardHandler)
+	errOwn = errors.New("own")
+)
+
+// newTransport returns a Transport over f with a Throttle.
+func newTransport(th *clarifaihttp.Throttle, f roundTripperFunc) *clarifaihttp.Transport {
+	return over(f, th)
+}
+
+// over returns a Transport over base with a Throttle, which logs nothing.
+func over(base http.RoundTripper, th *clarifaihttp.Throttle, opts ...clarifaihttp.Option) *clarifaihttp.Transport {
+	return clarifaihttp.NewTransport(base, append([]clarifaihttp.Option{clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet)}, opts...)...)
+}
+
+// quick is a Throttle whose pauses are short enough for real time.
+func quick() *clarifaihttp.Throttle {
+	return &clarifaihttp.Throttle{Limit: 1000, Window: ms, Backoff: ms, MaxBackoff: ms, Transit: ms}
+}
 
 type roundTripperFunc func(*http.Request) (*http.Response, error)
 
@@ -144,4 +182,20 @@ func body(t *testing.T, resp *http.Response) string {
 		t.Error(err)
 	}
 	return string(b)
+}
+
+// eventually fails t if wrong goes on to tell what is wrong.
+func eventually(t *testing.T, wrong func() string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; {
+		s := wrong()
+		if s == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Error(s)
+			return
+		}
+		time.Sleep(5 * ms)
+	}
 }

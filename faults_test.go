@@ -108,22 +108,6 @@ func labeled(t *testing.T, f func()) {
 	})
 }
 
-// eventually fails t if wrong goes on to tell what is wrong.
-func eventually(t *testing.T, wrong func() string) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; {
-		s := wrong()
-		if s == "" {
-			return
-		}
-		if time.Now().After(end) {
-			t.Error(s)
-			return
-		}
-		time.Sleep(10 * ms)
-	}
-}
-
 // nothingLeft checks that the next request works and that nothing is left then.
 func nothingLeft(t *testing.T, rt *clarifaihttp.Transport, th *clarifaihttp.Throttle, srv *rawServer) {
 	t.Helper()

@@ -270,10 +270,6 @@ func TestGRPCThrottled(t *testing.T) {
 	}
 }
 
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
 // TestGRPCHandedBack has a throttled response handed back: it is as it came.
 func TestGRPCHandedBack(t *testing.T) {
 	for name, opts := range map[string][]clarifaihttp.Option{

@@ -19,16 +19,6 @@ import (
 	"example.com/clarifaihttp"
 )
 
-const (
-	ms   = time.Millisecond
-	hold = 1010 * ms // W of the default Throttle
-)
-
-// newTransport returns a Transport over f with a Throttle.
-func newTransport(th *clarifaihttp.Throttle, f roundTripperFunc) *clarifaihttp.Transport {
-	return clarifaihttp.NewTransport(f, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
-}
-
 func TestSlots(t *testing.T) {
 	for _, tt := range []struct {
 		name     string

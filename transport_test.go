@@ -22,37 +22,6 @@ import (
 	"example.com/clarifaihttp/throttletest"
 )
 
-// A body is a request body of unknown type to net/http, which counts its
-// closes and reports reads after them.
-type requestBody struct {
-	io.Reader
-	closes atomic.Int32
-	t      *testing.T
-}
-
-func newBody(t *testing.T, s string) *requestBody {
-	return &requestBody{Reader: strings.NewReader(s), t: t}
-}
-
-func (b *requestBody) Read(p []byte) (int, error) {
-	if b.closes.Load() > 0 {
-		b.t.Error("body read after Close")
-	}
-	return b.Reader.Read(p)
-}
-
-func (b *requestBody) Close() error {
-	b.closes.Add(1)
-	return nil
-}
-
-func (b *requestBody) check(t *testing.T) {
-	t.Helper()
-	if n := b.closes.Load(); n != 1 {
-		t.Errorf("body closed %d times, want once", n)
-	}
-}
-
 // throttles is a server that throttles the first n requests with Retry-After: 0
 // and echoes the bodies of the others.
 func throttles(t *testing.T, n int32) (srv *httptest.Server, requests *atomic.Int32) {
@@ -63,20 +32,13 @@ func throttles(t *testing.T, n int32) (srv *httptest.Server, requests *atomic.In
 			t.Error(err)
 		}
 		if requests.Add(1) <= n {
-			w.Header().Set("Retry-After", "0")
-			w.WriteHeader(http.StatusTooManyRequests)
-			fmt.Fprintf(w, throttledBody, 15)
+			writeThrottled(w)
 			return
 		}
 		w.Write(b)
 	}))
 	t.Cleanup(srv.Close)
 	return srv, requests
-}
-
-// quick is a Throttle whose pauses are short enough for real time.
-func quick() *clarifaihttp.Throttle {
-	return &clarifaihttp.Throttle{Limit: 1000, Window: ms, Backoff: ms, MaxBackoff: ms}
 }
 
 func TestRetriesBodies(t *testing.T) {
@@ -135,7 +97,7 @@ func TestRetriesBodies(t *testing.T) {
 			if resp.Request != req {
 				t.Error("resp.Request is not the caller's")
 			}
-			b.check(t)
+			b.check()
 		})
 	}
 }
@@ -168,7 +130,7 @@ func TestReplayWaitsForUpload(t *testing.T) {
 					if got := body(t, resp); got != "0123456789" {
 						t.Errorf("sent again: %q", got)
 					}
-					b.check(t)
+					b.check()
 					return
 				}
 				if d := time.Since(starts.begin); resp.StatusCode != 429 || d != time.Second {
@@ -334,7 +296,7 @@ func TestBaseMisbehaves(t *testing.T) {
 				case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
 					t.Errorf("error %v, want one that says %q", err, tt.want)
 				case tt.want != "":
-					b.check(t)
+					b.check()
 				}
 				if tt.name == "both" && !closed {
 					t.Error("the response beside an error was not closed")
@@ -372,7 +334,7 @@ func TestPanicLeavesNothingBehind(t *testing.T) {
 				}()
 				rt.RoundTrip(req)
 			}()
-			b.check(t)
+			b.check()
 		}
 		time.Sleep(250*ms + hold)
 		if s := th.Stats(); s.Held != 0 || s.Waiting != 0 {
@@ -387,7 +349,7 @@ func TestNilURL(t *testing.T) {
 	if resp != nil || err == nil || !strings.HasPrefix(err.Error(), "clarifaihttp: ") {
 		t.Errorf("got %v, %v", resp, err)
 	}
-	b.check(t)
+	b.check()
 }
 
 func TestThrottleFunc(t *testing.T) {

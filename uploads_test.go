@@ -194,7 +194,7 @@ func TestUploadThatIsHeldBack(t *testing.T) {
 				defer cancel(nil)
 
 				r, w := io.Pipe()
-				up := newBodyOf(t, r)
+				up := &countedBody{Reader: r, t: t, what: "body"}
 				time.AfterFunc(70*time.Second, func() {
 					if tt.fail {
 						w.CloseWithError(errAborted)
@@ -215,30 +215,10 @@ func TestUploadThatIsHeldBack(t *testing.T) {
 				wg.Wait()
 				w.Close()
 				synctest.Wait()
-				up.check(t)
+				up.check()
 				idle(t, th)
 			})
 		})
-	}
-}
-
-// newBodyOf returns a body that is read and closed as r is, and counts that.
-func newBodyOf(t *testing.T, r io.ReadCloser) *countedBody { return &countedBody{ReadCloser: r} }
-
-type countedBody struct {
-	io.ReadCloser
-	closed atomic.Int32
-}
-
-func (b *countedBody) Close() error {
-	b.closed.Add(1)
-	return b.ReadCloser.Close()
-}
-
-func (b *countedBody) check(t *testing.T) {
-	t.Helper()
-	if n := b.closed.Load(); n != 1 {
-		t.Errorf("body closed %d times", n)
 	}
 }
 
@@ -269,9 +249,7 @@ func TestGetBodyOfSameObject(t *testing.T) {
 		if n.Add(1)%2 == 1 {
 			io.CopyN(io.Discard, req.Body, 64<<10)
 			http.NewResponseController(w).EnableFullDuplex()
-			w.Header().Set("Retry-After", "0")
-			w.WriteHeader(http.StatusTooManyRequests)
-			fmt.Fprintf(w, throttledBody, 15)
+			writeThrottled(w)
 			http.NewResponseController(w).Flush()
 			io.Copy(io.Discard, req.Body)
 			return
