@@ -618,33 +618,6 @@ func TestDetectLazyBody(t *testing.T) {
 	}
 }
 
-// A server that stalls after its status, over a real connection.
-func TestDetectServerStalls(t *testing.T) {
-	more := make(chan struct{})
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(429)
-		io.WriteString(w, bodyMock[:len(bodyMock)-1])
-		w.(http.Flusher).Flush()
-		<-more
-		io.WriteString(w, "}")
-	}))
-	defer server.Close()
-	resp, err := server.Client().Get(server.URL)
-	if err != nil {
-		close(more)
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	s, ok := Detect(resp)
-	close(more)
-	if s != statusMock || !ok {
-		t.Errorf("Detect = %+v, %v", s, ok)
-	}
-	if got, err := io.ReadAll(resp.Body); err != nil || string(got) != bodyMock {
-		t.Errorf("body = %q, %v", got, err)
-	}
-}
-
 func TestCheckRetry(t *testing.T) {
 	boom, why := errors.New("boom"), errors.New("why")
 	done, cancel := context.WithCancelCause(t.Context())

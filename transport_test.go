@@ -41,106 +41,6 @@ func throttles(t *testing.T, n int32) (srv *httptest.Server, requests *atomic.In
 	return srv, requests
 }
 
-func TestRetriesBodies(t *testing.T) {
-	const content = "What is told three times is true."
-	getBody := func(r *http.Request, content string) {
-		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(content)), nil }
-	}
-	for _, tt := range []struct {
-		name    string
-		opts    []clarifaihttp.Option
-		prepare func(*http.Request)
-		content string
-		status  int
-	}{
-		{name: "GetBody", content: content, status: 200, prepare: func(r *http.Request) { getBody(r, content) },
-			opts: []clarifaihttp.Option{clarifaihttp.WithReplayBuffer(0)}},
-		{name: "GetBody fails", content: content, status: 429, prepare: func(r *http.Request) {
-			r.GetBody = func() (io.ReadCloser, error) { return nil, errors.New("own") }
-		}},
-		{name: "known length", content: content, status: 200, prepare: func(r *http.Request) { r.ContentLength = int64(len(content)) }},
-		{name: "unknown length", content: content, status: 200},
-		{name: "as long as the buffer", content: content, status: 200, opts: []clarifaihttp.Option{clarifaihttp.WithReplayBuffer(len(content))}},
-		{name: "longer than the buffer", content: content, status: 429, opts: []clarifaihttp.Option{clarifaihttp.WithReplayBuffer(len(content) - 1)}},
-		{name: "known to be longer", content: content, status: 429, prepare: func(r *http.Request) { r.ContentLength = int64(len(content)) },
-			opts: []clarifaihttp.Option{clarifaihttp.WithReplayBuffer(len(content) - 1)}},
-		{name: "no buffer", content: content, status: 429, opts: []clarifaihttp.Option{clarifaihttp.WithReplayBuffer(0)}},
-		{name: "no retries", content: content, status: 429, opts: []clarifaihttp.Option{clarifaihttp.WithMaxRetries(0)}},
-		{name: "too few retries", content: content, status: 429, opts: []clarifaihttp.Option{clarifaihttp.WithMaxRetries(2)}},
-		{name: "enough retries", content: content, status: 200, opts: []clarifaihttp.Option{clarifaihttp.WithMaxRetries(3)}},
-		{name: "1 MiB", content: strings.Repeat("0123456789abcdef", 1<<16), status: 200},
-		{name: "1 MiB and a byte", content: strings.Repeat("0123456789abcdef", 1<<16) + "!", status: 429},
-		{name: "empty", content: "", status: 200},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			srv, _ := throttles(t, 3)
-			b := newBody(t, tt.content)
-			req, err := http.NewRequest(http.MethodPost, srv.URL, b)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if tt.prepare != nil {
-				tt.prepare(req)
-			}
-			opts := append(tt.opts, clarifaihttp.WithThrottle(quick()), clarifaihttp.WithLogger(quiet))
-			resp, err := clarifaihttp.NewTransport(srv.Client().Transport, opts...).RoundTrip(req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want := tt.content
-			if tt.status == 429 {
-				want = fmt.Sprintf(throttledBody, 15)
-			}
-			if got := body(t, resp); resp.StatusCode != tt.status || got != want {
-				t.Errorf("status %d, want %d; %d bytes, want %d", resp.StatusCode, tt.status, len(got), len(want))
-			}
-			if resp.Request != req {
-				t.Error("resp.Request is not the caller's")
-			}
-			b.check()
-		})
-	}
-}
-
-// TestReplayWaitsForUpload has a server throttle while the upload goes on.
-func TestReplayWaitsForUpload(t *testing.T) {
-	for _, closes := range []bool{true, false} {
-		t.Run(fmt.Sprint(closes), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				starts := newTimeline()
-				rt := newTransport(new(clarifaihttp.Throttle), func(req *http.Request) (*http.Response, error) {
-					if starts.mark() == 0 {
-						io.ReadFull(req.Body, make([]byte, 4))
-						if closes {
-							time.AfterFunc(500*ms, func() { req.Body.Close() })
-						}
-						return throttled(""), nil
-					}
-					b, err := io.ReadAll(req.Body)
-					req.Body.Close()
-					return respond(200, string(b)), err
-				})
-				b := newBody(t, "0123456789")
-				req, _ := http.NewRequest(http.MethodPost, "http://server/", b)
-				resp, err := rt.RoundTrip(req)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if closes {
-					if got := body(t, resp); got != "0123456789" {
-						t.Errorf("sent again: %q", got)
-					}
-					b.check()
-					return
-				}
-				if d := time.Since(starts.begin); resp.StatusCode != 429 || d != time.Second {
-					t.Errorf("status %d after %v, want the throttle after 1s", resp.StatusCode, d)
-				}
-			})
-		})
-	}
-}
-
 // TestConnectionIsUsedAgain has throttles free their connections.
 func TestConnectionIsUsedAgain(t *testing.T) {
 	var conns atomic.Int32
@@ -237,20 +137,28 @@ func TestThrottleBodyIsKeptInMemory(t *testing.T) {
 	}
 }
 
-// TestStalledThrottle has the rest of a throttle never come.
+// TestStalledThrottle has the rest of a throttled response never come: what came
+// tells enough.
 func TestStalledThrottle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		starts := newTimeline()
-		rt := newTransport(new(clarifaihttp.Throttle), func(req *http.Request) (*http.Response, error) {
+		server := throttletest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 			if starts.mark() > 0 {
-				return ok(), nil
+				io.WriteString(w, okBody)
+				return
 			}
-			r, w := io.Pipe()
-			go fmt.Fprintf(w, throttledBody[:len(throttledBody)-1], 15)
-			return &http.Response{StatusCode: 429, Header: http.Header{}, Body: r, ContentLength: -1}, nil
-		})
-		all(t, rt, 1)
+			w.WriteHeader(http.StatusTooManyRequests)
+			fmt.Fprintf(w, throttledBody[:len(throttledBody)-1], 15)
+			http.NewResponseController(w).Flush()
+			<-req.Context().Done()
+		}))
+		defer server.Close()
+		th := new(clarifaihttp.Throttle)
+		served(t, together(t.Context(), over(server.Client().Transport, th), server.URL, 1), 15*time.Second)
 		starts.check(t, "starts", 0, 15*time.Second)
+		if s := th.Stats(); s.Pauses != 1 {
+			t.Errorf("%+v, want a pause of the account", s)
+		}
 	})
 }
 

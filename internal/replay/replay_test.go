@@ -164,8 +164,12 @@ func TestAttemptThatGoesOn(t *testing.T) {
 			b := &body{Reader: strings.NewReader("0123")}
 			s := New(b, 10)
 			a := s.Attempt(-1, nil)
+			begin := time.Now()
 			if s.Again(t.Context()) {
 				t.Error("sent again beside an attempt that still reads")
+			}
+			if waited := time.Since(begin); waited != Patience {
+				t.Errorf("waited %v for it, want %v", waited, Patience)
 			}
 			s.Finish()
 			b.check(t, "while the attempt is open", 0)
