@@ -3,18 +3,11 @@ package clarifaihttp_test
 import (
 	"bufio"
 	"bytes"
-	"cmp"
-	"compress/gzip"
 	"context"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
-	"runtime"
-	"runtime/pprof"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,136 +18,6 @@ import (
 	"example.com/clarifaihttp"
 	"example.com/clarifaihttp/throttletest"
 )
-
-// A rawServer accepts connections of which a test writes each byte.
-type rawServer struct {
-	net.Listener
-	mu    sync.Mutex
-	conns map[net.Conn]bool
-	wg    sync.WaitGroup
-}
-
-func newRawServer(t *testing.T, serve func(*net.TCPConn)) *rawServer {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &rawServer{Listener: ln, conns: make(map[net.Conn]bool)}
-	s.wg.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			s.mu.Lock()
-			s.conns[c] = true
-			s.mu.Unlock()
-			s.wg.Go(func() {
-				serve(c.(*net.TCPConn))
-				c.Close()
-				s.mu.Lock()
-				delete(s.conns, c)
-				s.mu.Unlock()
-			})
-		}
-	})
-	return s
-}
-
-func (s *rawServer) url(path string) string { return "http://" + s.Addr().String() + path }
-
-func (s *rawServer) open() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.conns)
-}
-
-func (s *rawServer) stop() {
-	s.Close()
-	s.mu.Lock()
-	for c := range s.conns {
-		c.Close()
-	}
-	s.mu.Unlock()
-	s.wg.Wait()
-}
-
-// goroutines returns how many run that a function labeled so has started, itself
-// included.
-func goroutines(label string) (n int, all string) {
-	var b bytes.Buffer
-	pprof.Lookup("goroutine").WriteTo(&b, 1)
-	for block := range strings.SplitSeq(b.String(), "\n\n") {
-		if strings.Contains(block, fmt.Sprintf("{%q:%q}", "test", label)) {
-			var k int
-			fmt.Sscanf(block, "%d", &k)
-			n += k
-			all += block + "\n\n"
-		}
-	}
-	return n, all
-}
-
-// labeled runs f, and then waits for all goroutines to end that it has started.
-func labeled(t *testing.T, f func()) {
-	pprof.Do(t.Context(), pprof.Labels("test", t.Name()), func(context.Context) {
-		f()
-		eventually(t, func() string {
-			if n, all := goroutines(t.Name()); n > 1 {
-				return fmt.Sprintf("%d goroutines left:\n%s", n-1, all)
-			}
-			return ""
-		})
-	})
-}
-
-// nothingLeft checks that the next request works and that nothing is left then.
-func nothingLeft(t *testing.T, rt *clarifaihttp.Transport, th *clarifaihttp.Throttle, srv *rawServer) {
-	t.Helper()
-	req, err := http.NewRequest(http.MethodGet, srv.url("/"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if resp, err := rt.RoundTrip(req); err != nil {
-		t.Errorf("the next request: %v", err)
-	} else if got := body(t, resp); resp.StatusCode != 200 {
-		t.Errorf("the next request: status %d, %s", resp.StatusCode, got)
-	}
-	eventually(t, func() string {
-		if s := th.Stats(); s.Held != 0 || s.Waiting != 0 {
-			return fmt.Sprintf("in the end: %+v", s)
-		}
-		return ""
-	})
-	rt.CloseIdleConnections()
-	eventually(t, func() string {
-		if n := srv.open(); n != 0 {
-			return fmt.Sprintf("%d connections left", n)
-		}
-		return ""
-	})
-}
-
-const (
-	rawOK        = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-	rawThrottled = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 120\r\n\r\n" +
-		`{"status":{"code":11005,"description":"Too Many Requests"}}` +
-		"                                                             " // 59 + 61
-)
-
-// reset closes c so that the other side gets a reset.
-func reset(c *net.TCPConn) {
-	c.SetLinger(0)
-	c.Close()
-}
-
-// hangUp waits for the other side to do so.
-func hangUp(c *net.TCPConn) { io.Copy(io.Discard, c) }
-
-// tight is a Throttle with few slots, which are soon free again.
-func tight() *clarifaihttp.Throttle {
-	return &clarifaihttp.Throttle{Limit: 5, Window: 5 * ms, Backoff: 20 * ms, MaxBackoff: 50 * ms, Transit: 200 * ms}
-}
 
 // TestFaults has connections fail in all ways, with throttles in between.
 func TestFaults(t *testing.T) {
@@ -341,11 +204,11 @@ func TestFaults(t *testing.T) {
 	})
 }
 
-// A slowReader gives n bytes, one each 5 ms.
 // rawLastOK says that the connection is closed after it: net/http would send on
 // it else, and could not send a body again that it has begun to read.
 var rawLastOK = strings.Replace(rawOK, "\r\n", "\r\nConnection: close\r\n", 1)
 
+// A slowReader gives n bytes, one each ms.
 type slowReader struct{ n int }
 
 func (r *slowReader) Read(p []byte) (int, error) {
@@ -429,98 +292,6 @@ func TestHangsUpOnReusedConnections(t *testing.T) {
 			t.Errorf("%d arrivals in a second, want 15 at most", n)
 		}
 	})
-}
-
-// The frames of HTTP/2, RFC 9113, section 6.
-const (
-	h2Data = iota
-	h2Headers
-	_
-	h2ResetStream
-	h2Settings
-	_
-	h2Ping
-	h2GoAway
-)
-
-const (
-	h2EndStream  = 0x1 // also ACK
-	h2EndHeaders = 0x4
-
-	h2InternalError = 2
-	h2RefusedStream = 7
-	h2Cancel        = 8
-)
-
-// An h2Conn is a connection whose other side speaks HTTP/2.
-type h2Conn struct {
-	net.Conn
-	mu sync.Mutex // guards writes
-}
-
-func (c *h2Conn) frame(kind, flags byte, stream uint32, payload string) {
-	head := binary.BigEndian.AppendUint32(nil, uint32(len(payload))<<8|uint32(kind))
-	head = append(head, flags)
-	head = binary.BigEndian.AppendUint32(head, stream)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.Write(append(head, payload...))
-}
-
-func uint32s(values ...uint32) string {
-	var b []byte
-	for _, v := range values {
-		b = binary.BigEndian.AppendUint32(b, v)
-	}
-	return string(b)
-}
-
-func (c *h2Conn) ok(stream uint32) {
-	c.frame(h2Headers, h2EndHeaders|h2EndStream, stream, "\x88") // :status 200
-}
-
-func (c *h2Conn) throttle(stream uint32) {
-	// :status 429, retry-after 0
-	c.frame(h2Headers, h2EndHeaders, stream, "\x08\x03429"+"\x0f\x26\x010")
-	c.frame(h2Data, h2EndStream, stream, fmt.Sprintf(throttledBody, 15))
-}
-
-// reset closes a stream.
-func (c *h2Conn) reset(stream, why uint32) { c.frame(h2ResetStream, 0, stream, uint32s(why)) }
-
-// serve calls f for each request.
-func (c *h2Conn) serve(f func(stream uint32)) {
-	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-	br := bufio.NewReader(c)
-	if _, err := br.Discard(len(preface)); err != nil {
-		return
-	}
-	c.frame(h2Settings, 0, 0, "")
-	for {
-		head := make([]byte, 9)
-		if _, err := io.ReadFull(br, head); err != nil {
-			return
-		}
-		n, kind, flags, stream := binary.BigEndian.Uint32(head)>>8, head[3], head[4], binary.BigEndian.Uint32(head[5:])
-		payload := make([]byte, n)
-		if _, err := io.ReadFull(br, payload); err != nil {
-			return
-		}
-		switch {
-		case kind == h2Settings && flags&1 == 0:
-			c.frame(h2Settings, 1, 0, "")
-		case kind == h2Ping && flags&1 == 0:
-			c.frame(h2Ping, 1, 0, string(payload))
-		case kind == h2Headers:
-			f(stream)
-		}
-	}
-}
-
-func h2Transport() *http.Transport {
-	tr := &http.Transport{Protocols: new(http.Protocols)}
-	tr.Protocols.SetUnencryptedHTTP2(true)
-	return tr
 }
 
 // TestRefusedStreams has net/http send requests again by itself, since a third
@@ -703,122 +474,4 @@ func TestResendHoldsConnection(t *testing.T) {
 			t.Errorf("it took %v", d)
 		}
 	})
-}
-
-// TestHostileAnswers has a server throttle with answers that are made to cost
-// time or memory, or to mislead.
-func TestHostileAnswers(t *testing.T) {
-	repeat := func(s string) func(io.Writer) { // 4 MiB of it
-		s = strings.Repeat(s, 1<<16/len(s))
-		return func(w io.Writer) {
-			for range 64 {
-				io.WriteString(w, s)
-			}
-		}
-	}
-	text := func(s string) func(io.Writer) { return func(w io.Writer) { io.WriteString(w, s) } }
-	named := func(limit string) func(io.Writer) {
-		return text(`{"status":{"code":11005,"details":"exceeded limit of ` + limit + ` requests per second"}}`)
-	}
-	for _, tt := range []struct {
-		name       string
-		retryAfter string
-		gzip       bool
-		body       func(io.Writer)
-		limit      int // 0: as it was
-		attempts   int // 0: 3, the retries are used up
-	}{
-		{name: "arrays", body: repeat("[")},
-		{name: "objects", body: repeat(`{"status":`)},
-		{name: "number", body: func(w io.Writer) { io.WriteString(w, `{"status":{"code":`); repeat("1")(w) }},
-		{name: "string", body: func(w io.Writer) { io.WriteString(w, `{"status":{"details":"`); repeat(`\u0000`)(w) }},
-		{name: "gzip bomb", gzip: true, body: text(zippedBomb())},
-		{name: "late code", body: func(w io.Writer) {
-			io.WriteString(w, `{"a":"`)
-			repeat("a")(w)
-			io.WriteString(w, `","status":{"code":11006}}`)
-		}},
-		{name: "two codes", body: text(`{"status":{"code":11005,"code":11006}}`)},
-		{name: "two codes the other way", attempts: 1, body: text(`{"status":{"code":11006,"code":11005}}`)},
-		{name: "Status", attempts: 1, body: text(`{"Status":{"code":11005},"status":{"Code":11005,"code":11006}}`)},
-		{name: "limit 0", body: named("0")},
-		{name: "limit -1", body: named("-1")},
-		{name: "limit 5", body: named("5"), limit: 5},
-		{name: "limit 10^18", body: named("1000000000000000000")},
-		{name: "limit 2^64+1", body: named("18446744073709551617")},
-		{name: "limit of a megabyte", body: func(w io.Writer) {
-			io.WriteString(w, `{"status":{"code":11005,"details":"exceeded limit of 1`)
-			repeat("0")(w)
-			io.WriteString(w, ` requests per second"}}`)
-		}},
-		{name: "Retry-After 0", retryAfter: "0"},
-		{name: "Retry-After -1", retryAfter: "-1"},
-		{name: "Retry-After 0.001", retryAfter: "0.001"},
-		{name: "Retry-After garbage", retryAfter: "\x80\xff soon"},
-		{name: "Retry-After long ago", retryAfter: "Thu, 01 Jan 1970 00:00:00 GMT"},
-		{name: "Retry-After never", retryAfter: "Fri, 31 Dec 9999 23:59:59 GMT", attempts: 1},
-		{name: "Retry-After 2^63", retryAfter: "9223372036854775808", attempts: 1},
-		{name: "Retry-After 10^100000", retryAfter: "1" + strings.Repeat("0", 100_000), attempts: 1},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			labeled(t, func() {
-				srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					if tt.retryAfter != "" {
-						w.Header().Set("Retry-After", tt.retryAfter)
-					}
-					if tt.gzip {
-						w.Header().Set("Content-Encoding", "gzip")
-					}
-					w.WriteHeader(http.StatusTooManyRequests)
-					if tt.body != nil {
-						tt.body(w)
-					}
-				}))
-				defer srv.Close()
-				base := &http.Transport{DisableCompression: true}
-				defer base.CloseIdleConnections()
-				th := &clarifaihttp.Throttle{Backoff: ms, MaxBackoff: 4 * ms}
-				rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet), clarifaihttp.WithMaxRetries(2))
-				req, err := http.NewRequest(http.MethodGet, srv.URL, nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				var before, after runtime.MemStats
-				runtime.ReadMemStats(&before)
-				begin := time.Now()
-				resp, err := rt.RoundTrip(req)
-				d := time.Since(begin)
-				runtime.ReadMemStats(&after)
-				if err != nil {
-					t.Fatal(err)
-				}
-				resp.Body.Close()
-				if resp.StatusCode != http.StatusTooManyRequests {
-					t.Errorf("status %d", resp.StatusCode)
-				}
-				if n := after.TotalAlloc - before.TotalAlloc; n > 4<<20 { // client and server
-					t.Errorf("%d bytes allocated", n)
-				}
-				if d > 10*time.Second {
-					t.Errorf("it took %v", d)
-				}
-				want := clarifaihttp.Stats{Attempts: cmp.Or(tt.attempts, 3), Limit: cmp.Or(tt.limit, 15)}
-				if s := th.Stats(); s.Attempts != want.Attempts || s.Limit != want.Limit {
-					t.Errorf("%+v, want %d attempts, limit %d", s, want.Attempts, want.Limit)
-				}
-				if wait := time.Until(th.Stats().PausedUntil); wait > time.Second {
-					t.Errorf("paused for %v", wait)
-				}
-			})
-		})
-	}
-}
-
-// zippedBomb is some 10 KiB that become 10 MiB.
-func zippedBomb() string {
-	var b strings.Builder
-	z := gzip.NewWriter(&b)
-	io.WriteString(z, `{"status":{"details":"`+strings.Repeat("x", 10<<20))
-	z.Close()
-	return b.String()
 }
