@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,8 +28,7 @@ type counter struct {
 	answer time.Duration // how long an answer takes
 	read   chan struct{} // nil: bodies are read at once; else when it is closed
 
-	mu            sync.Mutex
-	headers, ends []time.Time
+	headers, ends *timeline
 }
 
 func (c *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -38,14 +36,14 @@ func (c *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		time.Sleep(500 * ms)
 		return
 	}
-	c.note(&c.headers)
+	c.headers.mark()
 	if c.read != nil {
 		<-c.read
 	}
 	if _, err := io.Copy(io.Discard, r.Body); err != nil {
 		return
 	}
-	c.note(&c.ends)
+	c.ends.mark()
 	select {
 	case <-time.After(c.answer):
 	case <-r.Context().Done():
@@ -53,31 +51,10 @@ func (c *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, okBody)
 }
 
-func (c *counter) note(at *[]time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	*at = append(*at, time.Now())
-}
-
 // arrived returns how many requests have arrived, and how many of them within a
 // second at the most, by both ways to count.
 func (c *counter) arrived() (n, headers, ends int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.ends), peak(c.headers), peak(c.ends)
-}
-
-// peak returns how many of the instants lie within a second at the most.
-func peak(at []time.Time) (most int) {
-	at = slices.SortedFunc(slices.Values(at), time.Time.Compare)
-	first := 0
-	for i := range at {
-		for at[i].Sub(at[first]) >= time.Second {
-			first++
-		}
-		most = max(most, i-first+1)
-	}
-	return most
+	return c.ends.len(), c.headers.peak(), c.ends.peak()
 }
 
 // A atOnce runs subtests at once, however few processors there are: they do
@@ -94,17 +71,13 @@ func (g *atOnce) Run(name string, f func(*testing.T)) {
 // start has c serve on l, or on any listener if that is nil, until the test ends.
 func (c *counter) start(t *testing.T, proto string, l net.Listener) {
 	t.Helper()
+	c.headers, c.ends = newTimeline(), newTimeline()
 	c.Server = httptest.NewUnstartedServer(c)
 	if l != nil {
 		c.Listener.Close()
 		c.Listener = l
 	}
-	c.EnableHTTP2 = proto == http2
-	if proto == plainHTTP1 {
-		c.Start()
-	} else {
-		c.StartTLS()
-	}
+	startServer(c.Server, proto)
 	t.Cleanup(c.Server.Close)
 }
 
@@ -268,7 +241,7 @@ func testUploads(g *atOnce, proto string, size int, transit, d time.Duration, le
 		c := &counter{answer: 3 * time.Second}
 		c.start(t, proto, nil)
 		th := &clarifaihttp.Throttle{Transit: transit}
-		rt := clarifaihttp.NewTransport(c.base(t, 0, false), clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+		rt := over(c.base(t, 0, false), th)
 		late, err := postAll(t, rt, c.URL, size, 200, d)
 		n, headers, ends := c.arrived()
 		share := 100 * float64(n) / (15 * d.Seconds())

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -115,10 +114,7 @@ func TestBareRestEnds(t *testing.T) {
 			t.Errorf("%v after %v", err, time.Since(begin))
 		}
 		req := get(t.Context(), t)
-		legacy := make(chan struct{})
-		//lint:ignore SA1019 it works as long as net/http has it
-		req.Cancel = legacy
-		time.AfterFunc(time.Second, func() { close(legacy) })
+		cancelAfter(req, time.Second)
 		if _, err := rt.RoundTrip(req); err == nil || time.Since(begin) != 2*time.Second {
 			t.Errorf("Request.Cancel: %v after %v", err, time.Since(begin))
 		}
@@ -260,34 +256,15 @@ func TestBareProbe(t *testing.T) {
 // but another one probes after the next pause.
 func TestProbeIsNotTheSameAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		var order []string
-		rt := newTransport(new(clarifaihttp.Throttle), func(req *http.Request) (*http.Response, error) {
-			sent(req)
-			mu.Lock()
-			name := req.Header.Get("Name")
-			order = append(order, name)
-			n := len(order)
-			mu.Unlock()
-			if n <= 2 {
-				return throttled(""), nil
+		l := newLineup(t, &clarifaihttp.Throttle{Limit: 1}, func(_ string, attempt int) *http.Response {
+			if attempt <= 2 {
+				return throttled("")
 			}
-			return ok(), nil
+			return ok()
 		})
-		var wg sync.WaitGroup
-		for _, name := range []string{"a", "b", "c"} {
-			wg.Go(func() {
-				req := get(t.Context(), t)
-				req.Header.Set("Name", name)
-				if _, err := rt.RoundTrip(req); err != nil {
-					t.Error(err)
-				}
-			})
-			synctest.Wait()
+		for name := range strings.SplitSeq("a b c", " ") {
+			l.send(t.Context(), name, "")
 		}
-		wg.Wait()
-		if want := []string{"a", "a", "b", "a", "c"}; !slices.Equal(order, want) {
-			t.Errorf("order %v, want %v", order, want)
-		}
+		l.check("a a b a c")
 	})
 }

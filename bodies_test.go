@@ -218,10 +218,7 @@ func TestEachBodyIsClosedOnce(t *testing.T) {
 						req.GetBody = func() (io.ReadCloser, error) { return bodies.add("request", strings.NewReader(content)), nil }
 					}
 					if tt.cancel != 0 {
-						cancel := make(chan struct{})
-						//lint:ignore SA1019 it works as long as net/http has it
-						req.Cancel = cancel
-						time.AfterFunc(tt.cancel, func() { close(cancel) })
+						cancelAfter(req, tt.cancel)
 					}
 					if tt.alter != nil {
 						tt.alter(req)

@@ -140,6 +140,27 @@ func (l *timeline) mark() int {
 	return len(l.at) - 1
 }
 
+// len returns the number of events.
+func (l *timeline) len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.at)
+}
+
+// peak returns the most events in less than a second.
+func (l *timeline) peak() (most int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := slices.Sorted(slices.Values(l.at))
+	for i, j := 0, 0; i < len(at); i++ {
+		for at[i]-at[j] >= time.Second {
+			j++
+		}
+		most = max(most, i-j+1)
+	}
+	return most
+}
+
 func (l *timeline) check(t *testing.T, what string, want ...time.Duration) {
 	t.Helper()
 	l.mu.Lock()
@@ -182,6 +203,20 @@ func body(t *testing.T, resp *http.Response) string {
 		t.Error(err)
 	}
 	return string(b)
+}
+
+// cancelable has Request.Cancel canceled by the function that it returns.
+func cancelable(req *http.Request) (*http.Request, func()) {
+	cancel := make(chan struct{})
+	//lint:ignore SA1019 it works as long as net/http has it
+	req.Cancel = cancel
+	return req, func() { close(cancel) }
+}
+
+// cancelAfter has Request.Cancel canceled after d.
+func cancelAfter(req *http.Request, d time.Duration) {
+	_, cancel := cancelable(req)
+	time.AfterFunc(d, cancel)
 }
 
 // eventually fails t if wrong goes on to tell what is wrong.

@@ -59,7 +59,7 @@ func TestContractInterrupted(t *testing.T) {
 		// give the cause of a context that is done before.
 		{name: "canceled, with a Client", prepare: byCancel, client: true},
 		{name: "deadline", prepare: byDeadline, before: true},
-		{name: "Request.Cancel", prepare: byRequestCancel},
+		{name: "Request.Cancel", prepare: cancelable},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			play(t, scene{}, func(s *stage) {
@@ -104,13 +104,6 @@ func byCancel(req *http.Request) (*http.Request, func()) {
 func byDeadline(req *http.Request) (*http.Request, func()) {
 	ctx := &expires{Context: req.Context(), done: make(chan struct{})}
 	return req.WithContext(ctx), func() { close(ctx.done) }
-}
-
-func byRequestCancel(req *http.Request) (*http.Request, func()) {
-	cancel := make(chan struct{})
-	//lint:ignore SA1019 it works as long as net/http has it
-	req.Cancel = cancel
-	return req, func() { close(cancel) }
 }
 
 // expires is a context whose deadline passes when done is closed.

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"example.com/clarifaihttp"
@@ -121,7 +120,7 @@ func TestFaults(t *testing.T) {
 				})
 				defer srv.stop()
 				th := tight()
-				rt := clarifaihttp.NewTransport(&http.Transport{}, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+				rt := over(&http.Transport{}, th)
 				var wg sync.WaitGroup
 				for range 2 {
 					for range 3 {
@@ -221,113 +220,6 @@ func (r *slowReader) Read(p []byte) (int, error) {
 	return 1, nil
 }
 
-// work sends GETs from so many workers for the time given.
-func work(t *testing.T, rt http.RoundTripper, url string, workers int, d time.Duration) (served int) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context()) // a deadline would have requests refused
-	defer cancel()
-	time.AfterFunc(d, cancel)
-	var n atomic.Int32
-	var wg sync.WaitGroup
-	for range workers {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				resp, err := rt.RoundTrip(req)
-				if err != nil {
-					if ctx.Err() == nil {
-						t.Error(err)
-					}
-					return
-				}
-				io.Copy(io.Discard, resp.Body)
-				resp.Body.Close()
-				if resp.StatusCode != 200 {
-					t.Errorf("status %d", resp.StatusCode)
-				}
-				n.Add(1)
-			}
-		})
-	}
-	wg.Wait()
-	return int(n.Load())
-}
-
-// TestHangsUpOnReusedConnections has net/http send requests again by itself,
-// since a third of those that come over a connection which was used before are
-// not answered.
-func TestHangsUpOnReusedConnections(t *testing.T) {
-	t.Parallel()
-	labeled(t, func() {
-		account := &throttletest.Handler{Limit: 15, Halt: -1}
-		var reused, hungUp atomic.Int32
-		srv := newRawServer(t, func(c *net.TCPConn) {
-			br := bufio.NewReader(c)
-			for first := true; ; first = false {
-				if _, err := http.ReadRequest(br); err != nil {
-					return
-				}
-				account.Allow(time.Now())
-				if !first && reused.Add(1)%3 == 1 {
-					hungUp.Add(1)
-					return
-				}
-				io.WriteString(c, rawOK)
-			}
-		})
-		defer srv.stop()
-		th := &clarifaihttp.Throttle{Transit: time.Second}
-		rt := clarifaihttp.NewTransport(&http.Transport{MaxIdleConnsPerHost: 100}, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
-		served := work(t, rt, srv.url("/"), 40, 4*time.Second)
-		nothingLeft(t, rt, th, srv)
-		t.Logf("%d served, %d hung up on, %+v", served, hungUp.Load(), account.Stats())
-		if n := hungUp.Load(); n < 5 || served < 30 {
-			t.Errorf("%d served, %d hung up on: this shows nothing", served, n)
-		}
-		if n := account.Stats().Peak; n > 15 {
-			t.Errorf("%d arrivals in a second, want 15 at most", n)
-		}
-	})
-}
-
-// TestRefusedStreams has net/http send requests again by itself, since a third
-// of them is refused.
-func TestRefusedStreams(t *testing.T) {
-	t.Parallel()
-	labeled(t, func() {
-		account := &throttletest.Handler{Limit: 15, Halt: -1}
-		var requests, refused atomic.Int32
-		srv := newRawServer(t, func(c *net.TCPConn) {
-			h2 := &h2Conn{Conn: c}
-			h2.serve(func(stream uint32) {
-				account.Allow(time.Now())
-				if requests.Add(1)%3 == 1 {
-					refused.Add(1)
-					h2.reset(stream, h2RefusedStream)
-					return
-				}
-				h2.ok(stream)
-			})
-		})
-		defer srv.stop()
-		th := &clarifaihttp.Throttle{Transit: time.Second}
-		rt := clarifaihttp.NewTransport(h2Transport(), clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
-		served := work(t, rt, srv.url("/"), 40, 4*time.Second)
-		nothingLeft(t, rt, th, srv)
-		t.Logf("%d served, %d refused, %+v", served, refused.Load(), account.Stats())
-		if n := refused.Load(); n < 8 || served < 20 {
-			t.Errorf("%d served, %d refused: this shows nothing", served, n)
-		}
-		if n := account.Stats().Peak; n > 15 {
-			t.Errorf("%d arrivals in a second, want 15 at most", n)
-		}
-	})
-}
-
 // TestFaultsHTTP2 has streams and connections of HTTP/2 fail at random, with
 // throttles in between.
 func TestFaultsHTTP2(t *testing.T) {
@@ -385,7 +277,7 @@ func TestFaultsHTTP2(t *testing.T) {
 				})
 				defer srv.stop()
 				th := tight()
-				rt := clarifaihttp.NewTransport(h2Transport(), clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+				rt := over(h2c(new(http.Transport)), th)
 				var wg sync.WaitGroup
 				var failed atomic.Int32
 				for range 5 {
@@ -422,56 +314,4 @@ func TestFaultsHTTP2(t *testing.T) {
 			})
 		})
 	}
-}
-
-// TestResendHoldsConnection has a request wait to be sent again by net/http,
-// while it holds the only connection that there may be, and a retry that needs
-// this connection came first.
-func TestResendHoldsConnection(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		arrivals := newTimeline()
-		serve := func(c net.Conn) {
-			defer c.Close()
-			for br := bufio.NewReader(c); ; {
-				if _, err := http.ReadRequest(br); err != nil {
-					return
-				}
-				switch arrivals.mark() {
-				case 0:
-					time.Sleep(3 * time.Second) // longer than Transit + W
-					io.WriteString(c, strings.Replace(rawThrottled, "Retry-After", "Ignored", 1))
-				case 1:
-					time.Sleep(2 * time.Second)
-					return
-				default:
-					io.WriteString(c, rawOK)
-				}
-			}
-		}
-		base := &http.Transport{MaxConnsPerHost: 1, DialContext: func(context.Context, string, string) (net.Conn, error) {
-			client, server := net.Pipe()
-			go serve(server)
-			return client, nil
-		}}
-		defer base.CloseIdleConnections()
-		rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(&clarifaihttp.Throttle{Limit: 1, Backoff: 15 * time.Second}), clarifaihttp.WithLogger(quiet))
-		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
-		defer cancel()
-		var wg sync.WaitGroup
-		for range 2 {
-			wg.Go(func() {
-				resp, err := rt.RoundTrip(get(ctx, t))
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				body(t, resp)
-			})
-			synctest.Wait()
-		}
-		wg.Wait()
-		if d := time.Since(arrivals.begin); d > time.Minute {
-			t.Errorf("it took %v", d)
-		}
-	})
 }

@@ -80,7 +80,7 @@ func TestGRPCOpen(t *testing.T) {
 			}))
 			defer srv.Close()
 			throttle := new(clarifaihttp.Throttle)
-			rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(throttle), clarifaihttp.WithLogger(quiet))
+			rt := over(tr, throttle)
 			body, client := io.Pipe()
 			defer client.Close()
 			resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, body))
@@ -109,7 +109,7 @@ func TestGRPCOpen(t *testing.T) {
 			defer srv.Close()
 			account.HaltFor(0)
 			throttle := new(clarifaihttp.Throttle)
-			rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(throttle), clarifaihttp.WithLogger(quiet))
+			rt := over(tr, throttle)
 			body, client := io.Pipe()
 			go io.WriteString(client, framed("hello"))
 			begin := time.Now()
@@ -234,11 +234,10 @@ func TestGRPCSharedAccount(t *testing.T) {
 		srv, tr := pipeServer(account)
 		defer srv.Close()
 		throttle := new(clarifaihttp.Throttle)
-		opts := []clarifaihttp.Option{clarifaihttp.WithThrottle(throttle), clarifaihttp.WithLogger(quiet)}
 		overHTTP1 := tr.Clone()
 		overHTTP1.Protocols = nil
 		defer overHTTP1.CloseIdleConnections()
-		rest, grpc := clarifaihttp.NewTransport(overHTTP1, opts...), clarifaihttp.NewTransport(tr, opts...)
+		rest, grpc := over(overHTTP1, throttle), over(tr, throttle)
 		time.AfterFunc(2*time.Second, func() { account.HaltFor(15 * time.Second) })
 		var wg sync.WaitGroup
 		for i := range 200 {
@@ -284,7 +283,7 @@ func TestGRPCBuffers(t *testing.T) {
 			}
 			respondGRPC(w, okGRPC, string(b))
 		}))
-		rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(quick()), clarifaihttp.WithLogger(quiet))
+		rt := over(tr, quick())
 		content := framed(strings.Repeat("x", size))
 		for range 20 {
 			resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(content)))
@@ -315,7 +314,7 @@ func TestGoAway(t *testing.T) {
 		}
 		respondGRPC(w, okGRPC, string(b))
 	}))
-	rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(quick()), clarifaihttp.WithLogger(quiet))
+	rt := over(tr, quick())
 	var wg sync.WaitGroup
 	for i := range 10 {
 		wg.Go(func() {

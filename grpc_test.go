@@ -37,8 +37,7 @@ func grpcServer(t *testing.T, tls bool, h http.Handler) (*httptest.Server, *http
 	srv := httptest.NewUnstartedServer(h)
 	t.Cleanup(srv.Close)
 	if tls {
-		srv.EnableHTTP2 = true
-		srv.StartTLS()
+		startServer(srv, http2)
 	} else {
 		srv.Config.Protocols = new(http.Protocols)
 		srv.Config.Protocols.SetUnencryptedHTTP2(true)
@@ -49,13 +48,6 @@ func grpcServer(t *testing.T, tls bool, h http.Handler) (*httptest.Server, *http
 		h2c(tr)
 	}
 	return srv, tr
-}
-
-// h2c has tr speak HTTP/2 without TLS.
-func h2c(tr *http.Transport) *http.Transport {
-	tr.Protocols = new(http.Protocols)
-	tr.Protocols.SetUnencryptedHTTP2(true)
-	return tr
 }
 
 // pipeServer is a server in virtual time, and its HTTP/2 transport.
@@ -230,7 +222,7 @@ func TestGRPCThrottled(t *testing.T) {
 					defer srv.Close()
 					account.HaltFor(15 * time.Second)
 					throttle := new(clarifaihttp.Throttle)
-					rt := clarifaihttp.NewTransport(tr, clarifaihttp.WithThrottle(throttle), clarifaihttp.WithLogger(quiet))
+					rt := over(tr, throttle)
 					begin := time.Now()
 					content := framed(strings.Repeat("x", size))
 					req := grpcRequest(t.Context(), t, srv.URL, strings.NewReader(content))

@@ -87,7 +87,7 @@ func TestHostileAnswers(t *testing.T) {
 				base := &http.Transport{DisableCompression: true}
 				defer base.CloseIdleConnections()
 				th := &clarifaihttp.Throttle{Backoff: ms, MaxBackoff: 4 * ms}
-				rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet), clarifaihttp.WithMaxRetries(2))
+				rt := over(base, th, clarifaihttp.WithMaxRetries(2))
 				req, err := http.NewRequest(http.MethodGet, srv.URL, nil)
 				if err != nil {
 					t.Fatal(err)

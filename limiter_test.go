@@ -128,10 +128,7 @@ func TestLimiter(t *testing.T) {
 				t.Errorf("got %v, want the cause", err)
 			}
 			req := get(t.Context(), t)
-			legacy := make(chan struct{})
-			//lint:ignore SA1019 it works as long as net/http has it
-			req.Cancel = legacy
-			time.AfterFunc(time.Second, func() { close(legacy) })
+			cancelAfter(req, time.Second)
 			if _, err := rt.RoundTrip(req); err == nil || errors.Is(err, context.Canceled) {
 				t.Errorf("got %v", err)
 			}

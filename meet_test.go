@@ -35,7 +35,7 @@ func TestProbeGoesAlone(t *testing.T) {
 				// Shorter than W, after which those who wait for a connection have
 				// nothing that one could take over.
 				th := &clarifaihttp.Throttle{Backoff: 500 * ms}
-				rt := forAll(base, th)
+				rt := over(base, th)
 				ctx := patient(t, time.Hour)
 				handler.HaltFor(400 * ms)
 				served(t, together(ctx, rt, server.URL, 15), time.Minute)
@@ -72,7 +72,7 @@ func TestTakesOverWhileItAsks(t *testing.T) {
 		})
 		c := newTokens(1)
 		th := &clarifaihttp.Throttle{Limiter: c}
-		rt := forAll(late, th)
+		rt := over(late, th)
 		ctx := patient(t, time.Hour)
 		served(t, together(ctx, rt, server.URL, 1), time.Minute)
 		var wg sync.WaitGroup

@@ -36,7 +36,7 @@ func forHost(base http.RoundTripper, th *clarifaihttp.Throttle) http.RoundTrippe
 }
 
 func forAll(base http.RoundTripper, th *clarifaihttp.Throttle) http.RoundTripper {
-	return clarifaihttp.NewTransport(base, clarifaihttp.WithLogger(quiet), clarifaihttp.WithThrottle(th))
+	return over(base, th)
 }
 
 // retrying is a retryablehttp.Client, which tries again after a second.
@@ -84,7 +84,7 @@ func TestNestedTakesOneSlot(t *testing.T) {
 			handler, th := new(throttletest.Handler), new(clarifaihttp.Throttle)
 			nested(t, th, handler, tt.layers, func(t *testing.T, rt http.RoundTripper, server *httptest.Server) {
 				ctx := patient(t, time.Hour)
-				served(t, together(ctx, rt, server.URL, 40), 2*1010*ms)
+				served(t, together(ctx, rt, server.URL, 40), 2*hold)
 				if s := th.Stats(); s.Attempts != 40 || s.Throttled != 0 {
 					t.Errorf("%+v, want 40 attempts", s)
 				}
@@ -102,7 +102,6 @@ func TestNestedTakesOneSlot(t *testing.T) {
 // TestNestedRetries has a client between two Transports try again: what it
 // sends then counts in full.
 func TestNestedRetries(t *testing.T) {
-	const W = 1010 * ms
 	for _, tt := range []struct {
 		name   string
 		layers []layer
@@ -111,12 +110,12 @@ func TestNestedRetries(t *testing.T) {
 		abort  bool
 		want   []time.Duration // arrivals
 	}{
-		{"twice", []layer{forAll, retrying, forHost}, 1, 1, false, []time.Duration{0, W}},
-		{"often", []layer{forAll, retrying, forHost}, 1, 3, false, []time.Duration{0, W, 2 * W, 3 * W}},
-		{"three levels", []layer{forAll, retrying, forHost, forAll}, 1, 2, false, []time.Duration{0, W, 2 * W}},
-		{"two clients", []layer{forAll, retrying, forAll, retrying, forHost}, 1, 2, false, []time.Duration{0, W, 2 * W}},
+		{"twice", []layer{forAll, retrying, forHost}, 1, 1, false, []time.Duration{0, hold}},
+		{"often", []layer{forAll, retrying, forHost}, 1, 3, false, []time.Duration{0, hold, 2 * hold, 3 * hold}},
+		{"three levels", []layer{forAll, retrying, forHost, forAll}, 1, 2, false, []time.Duration{0, hold, 2 * hold}},
+		{"two clients", []layer{forAll, retrying, forAll, retrying, forHost}, 1, 2, false, []time.Duration{0, hold, 2 * hold}},
 		{"there is a slot", []layer{forAll, retrying, forHost}, 2, 1, false, []time.Duration{0, time.Second}},
-		{"without an answer", []layer{forAll, retrying, forHost}, 1, 1, true, []time.Duration{0, 250*ms + W}},
+		{"without an answer", []layer{forAll, retrying, forHost}, 1, 1, true, []time.Duration{0, 250*ms + hold}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			th := &clarifaihttp.Throttle{Limit: tt.limit}
@@ -148,7 +147,6 @@ func TestNestedRetries(t *testing.T) {
 // TestDialSendsRequest has a dial send a request of its own, with the context of
 // the attempt that it is for, as one does that gets a proxy's token: it counts.
 func TestDialSendsRequest(t *testing.T) {
-	const W = 1010 * ms
 	for _, tt := range []struct {
 		name         string
 		outer, inner layer
@@ -160,9 +158,9 @@ func TestDialSendsRequest(t *testing.T) {
 		// The dial's request takes the slot that the one it is for gave back after
 		// W. That one meets a connection without a slot, waits for a second, and is
 		// sent anew, with the next dial; for that it gives its slot back after 2 W.
-		{"nested, one slot", forAll, forAll, 1, []time.Duration{W, 4 * W, 5 * W}},
+		{"nested, one slot", forAll, forAll, 1, []time.Duration{hold, 4 * hold, 5 * hold}},
 		{"one Transport", unknown, forAll, 2, times(2, 0)},
-		{"alone, one slot", forAll, unknown, 1, []time.Duration{0, 250*ms + W}},
+		{"alone, one slot", forAll, unknown, 1, []time.Duration{0, 250*ms + hold}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -213,7 +211,7 @@ func TestNestedAccounts(t *testing.T) {
 	}
 	handler := new(throttletest.Handler)
 	nested(t, a, handler, []layer{with(a), with(b), with(a), with(b), forHost}, func(t *testing.T, rt http.RoundTripper, server *httptest.Server) {
-		served(t, together(patient(t, time.Hour), rt, server.URL, 5), 5*1010*ms)
+		served(t, together(patient(t, time.Hour), rt, server.URL, 5), 5*hold)
 		if a, b := a.Stats(), b.Stats(); a.Attempts != 5 || b.Attempts != 5 {
 			t.Errorf("a %+v, b %+v, want 5 attempts each", a, b)
 		}

@@ -172,12 +172,6 @@ func (c *h2Conn) serve(f func(stream uint32)) {
 	}
 }
 
-func h2Transport() *http.Transport {
-	tr := &http.Transport{Protocols: new(http.Protocols)}
-	tr.Protocols.SetUnencryptedHTTP2(true)
-	return tr
-}
-
 // nothingLeft checks that the next request works and that nothing is left then.
 func nothingLeft(t *testing.T, rt *clarifaihttp.Transport, th *clarifaihttp.Throttle, srv *rawServer) {
 	t.Helper()

@@ -95,7 +95,7 @@ func (e *endedTest) resend(t *testing.T) {
 	}}
 	defer base.CloseIdleConnections()
 	th := &clarifaihttp.Throttle{Limit: 1, Window: ms, Transit: time.Minute}
-	rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+	rt := over(base, th)
 	if text, err := fetch(t.Context(), rt, e.url, nil); err != nil {
 		t.Errorf("%q, %v", text, err)
 	}
@@ -132,7 +132,7 @@ func (e *endedTest) lend(t *testing.T) {
 	}}
 	defer base.CloseIdleConnections()
 	th := &clarifaihttp.Throttle{Limit: 1, Window: ms, Transit: -1}
-	rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+	rt := over(base, th)
 	var wg sync.WaitGroup
 	wg.Go(func() { e.late(t, rt, ctx) })
 	<-first
@@ -189,8 +189,7 @@ func TestBlockingBodyOverHTTP2(t *testing.T) {
 				})
 				defer srv.stop()
 				th := tight()
-				rt := clarifaihttp.NewTransport(h2Transport(), clarifaihttp.WithThrottle(th),
-					clarifaihttp.WithLogger(quiet), clarifaihttp.WithReplayBuffer(tt.buffer))
+				rt := over(h2c(new(http.Transport)), th, clarifaihttp.WithReplayBuffer(tt.buffer))
 				begin := time.Now()
 				text, err := fetch(patient(t, 10*time.Second), rt, srv.url("/"), b)
 				if d := time.Since(begin); errors.Is(err, errStuck) || d > tt.within {

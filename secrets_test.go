@@ -121,10 +121,7 @@ func TestSecrets(t *testing.T) {
 				}
 				req := confidential(ctx, t)
 				if tt.cancel {
-					cancel := make(chan struct{})
-					//lint:ignore SA1019 it works as long as net/http has it
-					req.Cancel = cancel
-					time.AfterFunc(time.Second, func() { close(cancel) })
+					cancelAfter(req, time.Second)
 				}
 				if tt.alter != nil {
 					tt.alter(req)

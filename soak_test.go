@@ -68,7 +68,7 @@ func TestSoak(t *testing.T) {
 		base := &http.Transport{MaxIdleConnsPerHost: workers}
 		defer base.CloseIdleConnections()
 		th := &clarifaihttp.Throttle{Limit: limit, Window: window, Backoff: 50 * ms, MaxBackoff: 100 * ms, Transit: time.Second}
-		client := &http.Client{Transport: clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))}
+		client := &http.Client{Transport: over(base, th)}
 
 		ctx, cancel := context.WithCancel(t.Context()) // a deadline would have requests refused
 		defer cancel()

@@ -120,7 +120,7 @@ func TestServerClosesConnections(t *testing.T) {
 					base.MaxConnsPerHost = conns
 					base.MaxIdleConnsPerHost = conns
 					th := new(clarifaihttp.Throttle)
-					rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+					rt := over(base, th)
 					time.AfterFunc(8*time.Second+time.Duration(seed)*500*ms, server.CloseClientConnections)
 
 					for i, o := range together(patient(t, time.Hour), rt, server.URL, 60) {
@@ -178,7 +178,7 @@ func TestTokensWaitForConnection(t *testing.T) {
 				base.MaxIdleConnsPerHost = tt.conns
 				c := newTokens(tt.tokens)
 				th := &clarifaihttp.Throttle{Limiter: c}
-				rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+				rt := over(base, th)
 				ctx := patient(t, time.Hour)
 				served(t, together(ctx, rt, server.URL, tt.conns), time.Minute)
 				drops.next.Store(1)
@@ -225,7 +225,7 @@ func TestLimiterRefusesResend(t *testing.T) {
 			}
 			return nil
 		})}
-		rt := clarifaihttp.NewTransport(server.Client().Transport, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+		rt := over(server.Client().Transport, th)
 		ctx := patient(t, time.Hour)
 		served(t, together(ctx, rt, server.URL, 1), time.Second)
 		drops.next.Store(1)
@@ -235,8 +235,7 @@ func TestLimiterRefusesResend(t *testing.T) {
 		served(t, together(ctx, rt, server.URL, 1), 2*time.Second)
 		// The first; the one that was dropped, W after that was answered; and the
 		// last, Transit + W after the second had failed.
-		const W = 1010 * ms
-		drops.arrived.check(t, "arrivals", 0, 10*ms+W, 10*ms+W+250*ms+W)
+		drops.arrived.check(t, "arrivals", 0, 10*ms+hold, 10*ms+hold+250*ms+hold)
 		idle(t, th)
 	})
 }
@@ -256,7 +255,7 @@ func TestPauseStopsWhoWaitsForConnection(t *testing.T) {
 				base := server.Client().Transport.(*http.Transport)
 				base.MaxConnsPerHost = conns
 				th := new(clarifaihttp.Throttle)
-				rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+				rt := over(base, th)
 				handler.HaltFor(0)
 				served(t, together(patient(t, time.Hour), rt, server.URL, 15), time.Minute)
 				// A connection is free for the next a moment before the answer is
@@ -309,7 +308,7 @@ func TestHungDials(t *testing.T) {
 					rt = tt.wrap(rt)
 				}
 				th := new(clarifaihttp.Throttle)
-				rt = clarifaihttp.NewTransport(rt, clarifaihttp.WithThrottle(th), clarifaihttp.WithLogger(quiet))
+				rt = over(rt, th)
 				ctx := patient(t, time.Hour)
 				served(t, together(ctx, rt, server.URL, 1), 0)
 				time.Sleep(time.Minute)

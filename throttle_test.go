@@ -8,7 +8,6 @@ import (
 	"net/http/httptrace"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -219,10 +218,7 @@ func TestCancel(t *testing.T) {
 			t.Errorf("canceled before: %v after %v", err, time.Since(starts.begin))
 		}
 		req := get(t.Context(), t)
-		legacy := make(chan struct{})
-		//lint:ignore SA1019 it works as long as net/http has it
-		req.Cancel = legacy
-		time.AfterFunc(300*ms, func() { close(legacy) })
+		cancelAfter(req, 300*ms)
 		if _, err := rt.RoundTrip(req); err == nil || time.Since(starts.begin) != 600*ms {
 			t.Errorf("Request.Cancel: %v after %v", err, time.Since(starts.begin))
 		}
@@ -238,122 +234,16 @@ func TestCancel(t *testing.T) {
 // as they came.
 func TestOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		th := &clarifaihttp.Throttle{Limit: 2, Transit: time.Hour}
-		var order []string
-		var mu sync.Mutex
-		rt := newTransport(th, func(req *http.Request) (*http.Response, error) {
-			mu.Lock()
-			name := req.Header.Get("Name")
-			order = append(order, name)
-			first := len(order) == 1
-			mu.Unlock()
-			time.Sleep(100 * ms)
-			if first {
-				return throttled(""), nil
+		l := newLineup(t, &clarifaihttp.Throttle{Limit: 2, Transit: time.Hour}, func(_ string, attempt int) *http.Response {
+			if attempt == 1 {
+				return throttled("")
 			}
-			return ok(), nil
+			return ok()
 		})
-		var wg sync.WaitGroup
-		for _, name := range []string{"a", "b", "c", "d", "e", "f", "g"} {
-			wg.Go(func() {
-				req := get(t.Context(), t)
-				req.Header.Set("Name", name)
-				if _, err := rt.RoundTrip(req); err != nil {
-					t.Error(err)
-				}
-			})
-			synctest.Wait()
+		for name := range strings.SplitSeq("a b c d e f g", " ") {
+			l.send(t.Context(), name, "")
 		}
-		wg.Wait()
-		if got := strings.Join(order, ""); got != "abacdefg" {
-			t.Errorf("order %s, want abacdefg", got)
-		}
-	})
-}
-
-// TestSentAgainByBase has the base do as net/http does when a connection dies:
-// send again by itself, behind hooks that cannot refuse.
-func TestSentAgainByBase(t *testing.T) {
-	again := func(req *http.Request) {
-		trace := httptrace.ContextClientTrace(req.Context())
-		trace.GetConn("server:443")
-		trace.GotConn(httptrace.GotConnInfo{})
-	}
-	t.Run("waits for a slot, even for the one it held", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			th := &clarifaihttp.Throttle{Limit: 1}
-			arrivals := newTimeline()
-			rt := newTransport(th, func(req *http.Request) (*http.Response, error) {
-				sent(req)
-				arrivals.mark()
-				time.Sleep(100 * ms)
-				for range 2 {
-					again(req)
-					arrivals.mark()
-				}
-				return ok(), nil
-			})
-			all(t, rt, 1)
-			const step = 250*ms + hold
-			arrivals.check(t, "wire requests", 0, 100*ms+step, 100*ms+2*step)
-			if s := th.Stats(); s.Attempts != 3 {
-				t.Errorf("%d attempts, want 3", s.Attempts)
-			}
-			time.Sleep(hold)
-			if s := th.Stats(); s.Held != 0 {
-				t.Errorf("%d slots held", s.Held)
-			}
-		})
-	})
-	t.Run("waits for the pause, and is its probe", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			arrivals := newTimeline()
-			rt := newTransport(new(clarifaihttp.Throttle), func(req *http.Request) (*http.Response, error) {
-				sent(req)
-				switch arrivals.mark() {
-				case 0:
-					time.Sleep(100 * ms)
-					again(req)
-					arrivals.mark()
-					time.Sleep(200 * ms)
-				case 1:
-					return throttled(""), nil
-				}
-				return ok(), nil
-			})
-			var wg sync.WaitGroup
-			wg.Go(func() { all(t, rt, 1) })
-			synctest.Wait()
-			wg.Go(func() { all(t, rt, 1) })
-			wg.Wait()
-			slices.Sort(arrivals.at)
-			// One of the two goes alone at the end of the pause, the other after it.
-			if at := arrivals.at; len(at) != 4 || at[2] != 15*time.Second || at[3] < at[2] {
-				t.Errorf("wire requests at %v", at)
-			}
-		})
-	})
-	t.Run("is charged when its context ends", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			th := &clarifaihttp.Throttle{Limit: 1}
-			rt := newTransport(th, func(req *http.Request) (*http.Response, error) {
-				sent(req)
-				again(req)
-				return nil, context.Cause(req.Context())
-			})
-			ctx, cancel := context.WithTimeout(t.Context(), 100*ms)
-			defer cancel()
-			if _, err := rt.RoundTrip(get(ctx, t)); !errors.Is(err, context.DeadlineExceeded) {
-				t.Error(err)
-			}
-			if s := th.Stats(); s.Held != 2 || s.Attempts != 2 {
-				t.Errorf("%+v, want 2 slots held", s)
-			}
-			time.Sleep(250*ms + hold)
-			if s := th.Stats(); s.Held != 0 {
-				t.Errorf("%+v, want no slot held", s)
-			}
-		})
+		l.check("a b a c d e f g")
 	})
 }
 

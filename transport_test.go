@@ -59,7 +59,7 @@ func TestConnectionIsUsedAgain(t *testing.T) {
 	}
 	srv.Start()
 	defer srv.Close()
-	rt := clarifaihttp.NewTransport(srv.Client().Transport, clarifaihttp.WithThrottle(quick()), clarifaihttp.WithLogger(quiet))
+	rt := over(srv.Client().Transport, quick())
 	resp, err := (&http.Client{Transport: rt}).Get(srv.URL)
 	if err != nil || resp.StatusCode != 200 {
 		t.Fatal(resp, err)
@@ -187,8 +187,7 @@ func TestBaseMisbehaves(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				th := new(clarifaihttp.Throttle)
-				rt := clarifaihttp.NewTransport(roundTripperFunc(func(*http.Request) (*http.Response, error) { return tt.resp, tt.err }),
-					clarifaihttp.WithThrottle(th), clarifaihttp.WithMaxRetries(0), clarifaihttp.WithLogger(quiet))
+				rt := over(roundTripperFunc(func(*http.Request) (*http.Response, error) { return tt.resp, tt.err }), th, clarifaihttp.WithMaxRetries(0))
 				b := newBody(t, "x")
 				req, err := http.NewRequest(tt.method, "http://server/", b)
 				if err != nil {
@@ -301,7 +300,7 @@ func TestDefaultTransport(t *testing.T) {
 	old := http.DefaultTransport
 	defer func() { http.DefaultTransport = old }()
 	srv, requests := throttles(t, 1)
-	http.DefaultTransport = clarifaihttp.NewTransport(nil, clarifaihttp.WithThrottle(quick()), clarifaihttp.WithLogger(quiet))
+	http.DefaultTransport = over(nil, quick())
 	resp, err := (&http.Client{}).Post(srv.URL, "text/plain", strings.NewReader("hello"))
 	if err != nil {
 		t.Fatal(err)

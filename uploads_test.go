@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,20 +18,6 @@ import (
 	"example.com/clarifaihttp"
 	"example.com/clarifaihttp/throttletest"
 )
-
-// peak returns the most events in less than a second.
-func (l *timeline) peak() (most int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	at := slices.Sorted(slices.Values(l.at))
-	for i, j := 0, 0; i < len(at); i++ {
-		for at[i]-at[j] >= time.Second {
-			j++
-		}
-		most = max(most, i-j+1)
-	}
-	return most
-}
 
 // uploads counts the requests that come to it twice: by their headers and, as a
 // server does that counts behind a buffer, when they have come whole.
@@ -112,7 +97,7 @@ func TestUploadsThatDoNotEnd(t *testing.T) {
 				server := throttletest.NewServer(u)
 				defer server.Close()
 				th := &clarifaihttp.Throttle{Transit: tt.transit}
-				rt := forAll(server.Client().Transport, th)
+				rt := over(server.Client().Transport, th)
 				ctx := patient(t, time.Hour)
 
 				var open, wg sync.WaitGroup
@@ -186,7 +171,7 @@ func TestUploadThatIsHeldBack(t *testing.T) {
 				}))
 				defer server.Close()
 				th := &clarifaihttp.Throttle{Limit: 1, Transit: -1}
-				rt := forAll(server.Client().Transport, th)
+				rt := over(server.Client().Transport, th)
 				ctx, cancel := context.WithCancelCause(patient(t, time.Hour))
 				if tt.cancel > 0 {
 					time.AfterFunc(tt.cancel, func() { cancel(errAborted) })
@@ -263,7 +248,7 @@ func TestGetBodyOfSameObject(t *testing.T) {
 	defer server.Close()
 	base := server.Client().Transport.(*http.Transport)
 	th := tight()
-	rt := forAll(base, th)
+	rt := over(base, th)
 	defer base.CloseIdleConnections()
 
 	var whole, back atomic.Int64

@@ -289,8 +289,7 @@ func TestWaitIsSeenByGetConn(t *testing.T) {
 		server := throttletest.NewServer(handler)
 		defer server.Close()
 		client := server.Client()
-		client.Transport = clarifaihttp.NewTransport(client.Transport,
-			clarifaihttp.WithThrottle(&clarifaihttp.Throttle{Limit: 1}), clarifaihttp.WithLogger(quiet))
+		client.Transport = over(client.Transport, &clarifaihttp.Throttle{Limit: 1})
 
 		var waits []time.Duration
 		var start time.Time
