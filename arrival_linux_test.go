@@ -184,12 +184,12 @@ func post(ctx context.Context, rt http.RoundTripper, url string, n int) error {
 
 // postAll has so many workers send bodies of n bytes, one after the other, until
 // d is over. It returns how late goroutines ran at the worst, and an error if there
-// was one. A server in this process that is late by the order of Transit shows
-// nothing: it counts late what its kernel has acknowledged.
+// was one.
 func postAll(t *testing.T, rt http.RoundTripper, url string, n, workers int, d time.Duration) (late time.Duration, err error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(d, cancel)
+	lateness := watchLateness()
 	var failed atomic.Pointer[error]
 	var wg sync.WaitGroup
 	for range workers {
@@ -202,16 +202,11 @@ func postAll(t *testing.T, rt http.RoundTripper, url string, n, workers int, d t
 			}
 		})
 	}
-	for ctx.Err() == nil {
-		due := time.Now().Add(5 * ms)
-		time.Sleep(5 * ms)
-		late = max(late, time.Since(due))
-	}
 	wg.Wait()
 	if e := failed.Load(); e != nil {
 		err = *e
 	}
-	return late, err
+	return lateness(), err
 }
 
 var uploadFor = flag.Duration("uploads", 0, "how long TestUploads takes with all its uploads; 0: with few, for a short time")
@@ -221,6 +216,9 @@ var uploadFor = flag.Duration("uploads", 0, "how long TestUploads takes with all
 //
 //	go test -run TestUploads -v -uploads 20s .
 func TestUploads(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the kernel and 3 s answers take real time")
+	}
 	g := &atOnce{T: t}
 	defer g.Wait()
 	for _, proto := range []string{plainHTTP1, tlsHTTP1, http2} {
@@ -257,18 +255,12 @@ func testUploads(g *atOnce, proto string, size int, transit, d time.Duration, le
 	})
 }
 
-// judge returns what t fails with, unless the machine was too busy for a test of
-// what holds within transit.
-func judge(t *testing.T, late, transit time.Duration) func(format string, args ...any) {
-	if late > transit/4 {
-		return t.Skipf
-	}
-	return t.Errorf
-}
-
 // TestStall has the server's application stop reading for 2 s, while small
 // requests wait in the sockets. They arrive all at once when it goes on.
 func TestStall(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a server that stops reading for 2 s takes real time")
+	}
 	g := atOnce{T: t}
 	defer g.Wait()
 	for _, proto := range []string{plainHTTP1, tlsHTTP1, http2} {
@@ -324,9 +316,12 @@ func TestReceiverDoesNotRead(t *testing.T) {
 			}
 			close(c.read)
 			free(t, th)
-			if n, _, _ := c.arrived(); n != 2 {
-				t.Errorf("%d arrived, want 2", n)
-			}
+			eventually(t, func() string {
+				if n, _, _ := c.arrived(); n != 2 {
+					return fmt.Sprintf("%d arrived, want 2", n)
+				}
+				return ""
+			})
 		})
 	}
 }
@@ -342,8 +337,9 @@ func free(t *testing.T, th *clarifaihttp.Throttle) {
 	})
 }
 
-// TestOthersWrite has requests, answered after a minute, share an HTTP/2 connection with uploads that keep
-// its socket full: what others write does not hold up their slots.
+// TestOthersWrite has requests, answered after a minute, share an HTTP/2
+// connection with uploads that keep its socket full: what others write does not
+// hold up their slots.
 func TestOthersWrite(t *testing.T) {
 	t.Parallel()
 	c := &counter{answer: time.Minute}

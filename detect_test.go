@@ -177,8 +177,8 @@ func TestDetectBody(t *testing.T) {
 			for _, code := range []int{200, 202, 299, 400, 403, 500, 503, 599} {
 				check(answerOf(code, tt.body), tt.body, tt.verdict == throttle)
 			}
+			z := zipped(tt.body)
 			for _, coding := range []string{"gzip", "GZIP", " x-gzip "} {
-				z := zipped(tt.body)
 				check(answerOf(429, z, "Content-Encoding", coding), z, tt.verdict != other)
 				check(answerOf(200, z, "Content-Encoding", coding), z, tt.verdict == throttle)
 			}

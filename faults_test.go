@@ -119,7 +119,7 @@ func TestFaults(t *testing.T) {
 					}
 				})
 				defer srv.stop()
-				th := tight()
+				th, lateness := tight(), watchLateness()
 				rt := over(&http.Transport{}, th)
 				var wg sync.WaitGroup
 				for range 2 {
@@ -162,8 +162,8 @@ func TestFaults(t *testing.T) {
 					wg.Wait()
 				}
 				nothingLeft(t, rt, th, srv)
-				if s := account.Stats(); s.Peak > 5 {
-					t.Errorf("%+v", s)
+				if s, failf := account.Stats(), judge(t, lateness(), th.Transit); s.Peak > 5 {
+					failf("%+v", s)
 				}
 			})
 		})
@@ -276,7 +276,7 @@ func TestFaultsHTTP2(t *testing.T) {
 					})
 				})
 				defer srv.stop()
-				th := tight()
+				th, lateness := tight(), watchLateness()
 				rt := over(h2c(new(http.Transport)), th)
 				var wg sync.WaitGroup
 				var failed atomic.Int32
@@ -308,8 +308,8 @@ func TestFaultsHTTP2(t *testing.T) {
 				if faults.Load() == 0 || tt.fails != (failed.Load() > 0) {
 					t.Errorf("%d faults, %d requests failed", faults.Load(), failed.Load())
 				}
-				if s := account.Stats(); s.Peak > 5 {
-					t.Errorf("%+v", s)
+				if s, failf := account.Stats(), judge(t, lateness(), th.Transit); s.Peak > 5 {
+					failf("%+v", s)
 				}
 			})
 		})

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -13,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"example.com/clarifaihttp"
@@ -35,6 +35,7 @@ func TestEndedWhileItWaits(t *testing.T) {
 		{"slot given back, with a body of unknown length", func() io.Reader { return io.MultiReader(bytes.NewReader(make([]byte, 5000))) }, (*endedTest).lend},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			var late atomic.Int64
 			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 				if req.URL.Path == "/late" {
@@ -159,23 +160,25 @@ func TestBlockingBodyOverHTTP2(t *testing.T) {
 		sent   int // bytes, before the Read that blocks
 		buffer int
 		ends   func(*h2Conn, uint32)
-		within time.Duration
+		after  time.Duration
 	}{
-		{"reset", 0, 1 << 20, func(c *h2Conn, s uint32) { c.reset(s, 2) }, 1500 * ms},
-		{"reset amid", 1000, 1 << 20, func(c *h2Conn, s uint32) { c.reset(s, 2) }, 1500 * ms},
-		{"refused amid", 1000, 1 << 20, func(c *h2Conn, s uint32) { c.reset(s, 7) }, 1500 * ms},
-		{"dies", 1000, 1 << 20, func(c *h2Conn, _ uint32) { c.Close() }, 1500 * ms},
-		{"reset, longer than the buffer", 5000, 1000, func(c *h2Conn, s uint32) { c.reset(s, 2) }, 500 * ms},
-		{"dies, longer than the buffer", 5000, 1000, func(c *h2Conn, _ uint32) { c.Close() }, 500 * ms},
-		{"throttled, longer than the buffer", 5000, 1000, func(c *h2Conn, s uint32) { c.throttle(s) }, 1500 * ms},
-		{"throttled amid", 1000, 1 << 20, func(c *h2Conn, s uint32) { c.throttle(s) }, 2500 * ms},
+		{"reset", 0, 1 << 20, func(c *h2Conn, s uint32) { c.reset(s, 2) }, time.Second},
+		{"reset amid", 1000, 1 << 20, func(c *h2Conn, s uint32) { c.reset(s, 2) }, time.Second},
+		{"refused amid", 1000, 1 << 20, func(c *h2Conn, s uint32) { c.reset(s, 7) }, time.Second},
+		{"dies", 1000, 1 << 20, func(c *h2Conn, _ uint32) { c.Close() }, time.Second},
+		{"reset, longer than the buffer", 5000, 1000, func(c *h2Conn, s uint32) { c.reset(s, 2) }, 0},
+		{"dies, longer than the buffer", 5000, 1000, func(c *h2Conn, _ uint32) { c.Close() }, 0},
+		{"throttled, longer than the buffer", 5000, 1000, func(c *h2Conn, s uint32) { c.throttle(s) }, 0},
+		{"throttled amid", 1000, 1 << 20, func(c *h2Conn, s uint32) { c.throttle(s) }, time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			labeled(t, func() {
+			synctest.Test(t, func(t *testing.T) {
 				b := &blocking{n: tt.sent, blocked: make(chan struct{}), closed: make(chan struct{})}
-				srv := newRawServer(t, func(c *net.TCPConn) {
-					h2 := &h2Conn{Conn: c}
+				base := h2c(new(http.Transport))
+				base.DialContext = dialPipe(func(c net.Conn) {
+					q := newQueueConn(c)
+					defer close(q.queue)
+					h2 := &h2Conn{Conn: q}
 					h2.serve(func(stream uint32) {
 						if b.served.Add(1) > 1 {
 							h2.ok(stream)
@@ -187,21 +190,20 @@ func TestBlockingBodyOverHTTP2(t *testing.T) {
 						}()
 					})
 				})
-				defer srv.stop()
-				th := tight()
-				rt := over(h2c(new(http.Transport)), th, clarifaihttp.WithReplayBuffer(tt.buffer))
+				th := new(clarifaihttp.Throttle)
+				rt := over(base, th, clarifaihttp.WithReplayBuffer(tt.buffer))
 				begin := time.Now()
-				text, err := fetch(patient(t, 10*time.Second), rt, srv.url("/"), b)
-				if d := time.Since(begin); errors.Is(err, errStuck) || d > tt.within {
-					t.Errorf("%q, %v after %v", text, err, d)
+				text, err := fetch(patient(t, time.Hour), rt, "http://server", b)
+				if d := time.Since(begin); d != tt.after || errors.Is(err, errStuck) {
+					t.Errorf("%q, %v after %v, want an end after %v", text, err, d, tt.after)
 				}
-				eventually(t, func() string {
-					if n := b.closes.Load(); n != 1 {
-						return fmt.Sprintf("body closed %d times", n)
-					}
-					return ""
-				})
-				nothingLeft(t, rt, th, srv)
+				synctest.Wait()
+				if n := b.closes.Load(); n != 1 {
+					t.Errorf("body closed %d times", n)
+				}
+				served(t, together(patient(t, time.Hour), rt, "http://server", 1), time.Minute)
+				idle(t, th)
+				rt.CloseIdleConnections()
 			})
 		})
 	}
