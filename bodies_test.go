@@ -271,10 +271,6 @@ type panicHandler struct{ slog.Handler }
 func (panicHandler) Enabled(context.Context, slog.Level) bool  { return true }
 func (panicHandler) Handle(context.Context, slog.Record) error { panic("own") }
 
-type limiterFunc func() error
-
-func (f limiterFunc) Wait(context.Context) error { return f() }
-
 // A pattern is n bytes, each of which depends on where it is.
 type pattern struct{ at, n int64 }
 

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptrace"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -97,23 +96,6 @@ func connected(req *http.Request) {
 	trace.GotConn(httptrace.GotConnInfo{})
 }
 
-// sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		// Several goroutines of a bubble that receive from expired timers at the
-		// same time crash the race detector of Go 1.26.
-		return context.Cause(ctx)
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 func get(ctx context.Context, t testing.TB) *http.Request {
 	t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://server/", nil)
@@ -122,57 +104,6 @@ func get(ctx context.Context, t testing.TB) *http.Request {
 	}
 	return req
 }
-
-// A timeline records when things happened, since it was made.
-type timeline struct {
-	begin time.Time
-	mu    sync.Mutex
-	at    []time.Duration
-}
-
-func newTimeline() *timeline { return &timeline{begin: time.Now()} }
-
-// mark records an event and returns its number, from 0.
-func (l *timeline) mark() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.at = append(l.at, time.Since(l.begin))
-	return len(l.at) - 1
-}
-
-// len returns the number of events.
-func (l *timeline) len() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.at)
-}
-
-// peak returns the most events in less than a second.
-func (l *timeline) peak() (most int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	at := slices.Sorted(slices.Values(l.at))
-	for i, j := 0, 0; i < len(at); i++ {
-		for at[i]-at[j] >= time.Second {
-			j++
-		}
-		most = max(most, i-j+1)
-	}
-	return most
-}
-
-func (l *timeline) check(t *testing.T, what string, want ...time.Duration) {
-	t.Helper()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	slices.Sort(l.at)
-	if !slices.Equal(l.at, want) {
-		t.Errorf("%s at %v, want %v", what, l.at, want)
-	}
-}
-
-// times returns n times d.
-func times(n int, d time.Duration) []time.Duration { return slices.Repeat([]time.Duration{d}, n) }
 
 // all sends n requests at once and returns when all are done.
 func all(t *testing.T, rt http.RoundTripper, n int) {
@@ -219,48 +150,62 @@ func cancelAfter(req *http.Request, d time.Duration) {
 	time.AfterFunc(d, cancel)
 }
 
-// watchLateness watches how late goroutines run. The function that it returns
-// ends that and returns the worst.
-func watchLateness() func() time.Duration {
-	var late time.Duration
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			due := time.Now().Add(5 * ms)
-			select {
-			case <-done:
-				return
-			case <-time.After(5 * ms):
-				late = max(late, time.Since(due))
-			}
-		}
-	}()
-	return func() time.Duration { close(done); <-ended; return late }
+var errStuck = errors.New("stuck")
+
+// patient returns a context that ends by errStuck after d. It has no deadline,
+// for which requests would be refused.
+func patient(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	timer := time.AfterFunc(d, func() { cancel(errStuck) })
+	t.Cleanup(func() { timer.Stop(); cancel(nil) })
+	return ctx
 }
 
-// judge returns what t fails with, unless the machine was too busy for a test of
-// what holds within transit: a server in this process that is late by the order
-// of that counts late what has arrived in time.
-func judge(t *testing.T, late, transit time.Duration) func(format string, args ...any) {
-	if late > transit/4 {
-		return t.Skipf
+// fetch sends a request and returns the status and body of its answer.
+func fetch(ctx context.Context, rt http.RoundTripper, url string, body io.Reader) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, body)
+	if err != nil {
+		return "", err
 	}
-	return t.Errorf
+	if body == nil {
+		req.Method = http.MethodGet
+	}
+	resp, err := rt.RoundTrip(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return fmt.Sprint(resp.StatusCode, " ", string(b)), err
 }
 
-// eventually fails t if wrong goes on to tell what is wrong.
-func eventually(t *testing.T, wrong func() string) {
+// An outcomeAfter is what came of a request, after so long.
+type outcomeAfter struct {
+	text  string
+	err   error
+	after time.Duration
+}
+
+// together sends n GETs at once and returns their fates.
+func together(ctx context.Context, rt http.RoundTripper, url string, n int) []outcomeAfter {
+	out, begin := make([]outcomeAfter, n), time.Now()
+	var wg sync.WaitGroup
+	for i := range out {
+		wg.Go(func() {
+			text, err := fetch(ctx, rt, url, nil)
+			out[i] = outcomeAfter{text, err, time.Since(begin)}
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+// served checks that all were, within d.
+func served(t *testing.T, fates []outcomeAfter, d time.Duration) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; {
-		s := wrong()
-		if s == "" {
-			return
+	for i, o := range fates {
+		if o.err != nil || !strings.HasPrefix(o.text, "200 ") || o.after > d {
+			t.Errorf("request %d of %d: %.60q, %v, after %v", i+1, len(fates), o.text, o.err, o.after)
 		}
-		if time.Now().After(end) {
-			t.Error(s)
-			return
-		}
-		time.Sleep(5 * ms)
 	}
 }

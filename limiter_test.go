@@ -38,6 +38,10 @@ func (l *limiter) Wait(ctx context.Context) error {
 func (l *limiter) Arrived()                  { l.arrived.mark() }
 func (l *limiter) Throttled(d time.Duration) { l.told = append(l.told, d) }
 
+type limiterFunc func() error
+
+func (f limiterFunc) Wait(context.Context) error { return f() }
+
 func TestLimiter(t *testing.T) {
 	t.Run("rate.Limiter", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

@@ -2,15 +2,11 @@ package clarifaihttp_test
 
 import (
 	"bufio"
-	"bytes"
-	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"runtime/pprof"
-	"strings"
 	"sync"
 	"testing"
 
@@ -197,35 +193,6 @@ func nothingLeft(t *testing.T, rt *clarifaihttp.Transport, th *clarifaihttp.Thro
 		}
 		return ""
 	})
-}
-
-// labeled runs f, and then waits for all goroutines to end that it has started.
-func labeled(t *testing.T, f func()) {
-	pprof.Do(t.Context(), pprof.Labels("test", t.Name()), func(context.Context) {
-		f()
-		eventually(t, func() string {
-			if n, all := goroutines(t.Name()); n > 1 {
-				return fmt.Sprintf("%d goroutines left:\n%s", n-1, all)
-			}
-			return ""
-		})
-	})
-}
-
-// goroutines returns how many run that a function labeled so has started, itself
-// included.
-func goroutines(label string) (n int, all string) {
-	var b bytes.Buffer
-	pprof.Lookup("goroutine").WriteTo(&b, 1)
-	for block := range strings.SplitSeq(b.String(), "\n\n") {
-		if strings.Contains(block, fmt.Sprintf("{%q:%q}", "test", label)) {
-			var k int
-			fmt.Sscanf(block, "%d", &k)
-			n += k
-			all += block + "\n\n"
-		}
-	}
-	return n, all
 }
 
 // tight is a Throttle with few slots, which are soon free again.
