@@ -302,7 +302,7 @@ func TestReceiverDoesNotRead(t *testing.T) {
 	for _, proto := range []string{plainHTTP1, tlsHTTP1} {
 		g.Run(proto, func(t *testing.T) {
 			c := &counter{answer: time.Minute, read: make(chan struct{})}
-			c.start(t, proto, listenTight(t, 16<<10))
+			c.start(t, proto, listenTight(t, 4<<10))
 			th := &clarifaihttp.Throttle{Window: 10 * ms, Transit: 10 * ms}
 			rt := clarifaihttp.NewTransport(c.base(t, 1<<20, false), clarifaihttp.WithThrottle(th))
 			ctx, cancel := context.WithCancel(t.Context())
@@ -310,7 +310,13 @@ func TestReceiverDoesNotRead(t *testing.T) {
 			for _, size := range []int{50_000, 300_000} {
 				go post(ctx, rt, c.URL, size)
 			}
-			time.Sleep(time.Second)
+			eventually(t, func() string {
+				if n := c.headers.len(); n < 2 {
+					return fmt.Sprintf("%d have begun", n)
+				}
+				return ""
+			})
+			time.Sleep(500 * ms)
 			if s := th.Stats(); s.Held != 2 {
 				t.Errorf("%d slots held while the server does not read, want 2", s.Held)
 			}

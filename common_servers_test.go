@@ -36,10 +36,3 @@ func writeThrottled(w http.ResponseWriter) {
 	w.WriteHeader(http.StatusTooManyRequests)
 	fmt.Fprintf(w, throttledBody, 15)
 }
-
-// h2c has tr speak HTTP/2 without TLS.
-func h2c(tr *http.Transport) *http.Transport {
-	tr.Protocols = new(http.Protocols)
-	tr.Protocols.SetUnencryptedHTTP2(true)
-	return tr
-}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/grpctest"
 	"example.com/clarifaihttp/throttletest"
 )
 
@@ -277,7 +278,7 @@ func TestFaultsHTTP2(t *testing.T) {
 				})
 				defer srv.stop()
 				th, lateness := tight(), watchLateness()
-				rt := over(h2c(new(http.Transport)), th)
+				rt := over(grpctest.H2C(new(http.Transport)), th)
 				var wg sync.WaitGroup
 				var failed atomic.Int32
 				for range 5 {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/grpctest"
 	"example.com/clarifaihttp/throttletest"
 )
 
@@ -25,7 +26,7 @@ func TestGRPCOpen(t *testing.T) {
 	t.Run("waits for the header", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			srv, tr := pipeServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				respondGRPC(w)
+				grpctest.Respond(w)
 				rc := http.NewResponseController(w)
 				rc.Flush()
 				p := make([]byte, 6)
@@ -52,7 +53,7 @@ func TestGRPCOpen(t *testing.T) {
 			for i := range 3 {
 				time.Sleep(time.Hour)
 				begin := time.Now()
-				sent := framed(fmt.Sprint(i))
+				sent := grpctest.Framed(fmt.Sprint(i))
 				io.WriteString(client, sent)
 				p := make([]byte, len(okGRPC)+len(sent))
 				if _, err := io.ReadFull(resp.Body, p); err != nil || string(p) != okGRPC+sent || time.Since(begin) != 0 {
@@ -73,7 +74,7 @@ func TestGRPCOpen(t *testing.T) {
 	t.Run("throttled later", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			srv, tr := pipeServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				respondGRPC(w)
+				grpctest.Respond(w)
 				http.NewResponseController(w).Flush()
 				time.Sleep(100 * ms)
 				io.WriteString(w, throttledGRPC)
@@ -105,13 +106,16 @@ func TestGRPCOpen(t *testing.T) {
 	t.Run("throttled at once", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			account := new(throttletest.Handler)
-			srv, tr := pipeServer(account)
+			srv, tr := pipeServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				time.Sleep(ms) // until the client's next Read is under way
+				account.ServeHTTP(w, r)
+			}))
 			defer srv.Close()
 			account.HaltFor(0)
 			throttle := new(clarifaihttp.Throttle)
 			rt := over(tr, throttle)
 			body, client := io.Pipe()
-			go io.WriteString(client, framed("hello"))
+			go io.WriteString(client, grpctest.Framed("hello"))
 			begin := time.Now()
 			resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, body))
 			if err != nil {
@@ -121,7 +125,7 @@ func TestGRPCOpen(t *testing.T) {
 			if b, err := io.ReadAll(resp.Body); !strings.Contains(string(b), "Making too many requests") || err != nil || resp.Trailer.Get("Grpc-Status") != "0" {
 				t.Errorf("%q, %v, %v", b, err, resp.Trailer)
 			}
-			if d := time.Since(begin); d > time.Second {
+			if d := time.Since(begin); d != time.Second+ms { // so long, one waits for the Read
 				t.Errorf("it took %v", d)
 			}
 			if s := throttle.Stats(); s.Throttled != 1 || s.Attempts != 1 {
@@ -137,10 +141,10 @@ func TestGRPCOpen(t *testing.T) {
 			var calls atomic.Int32
 			srv, tr := pipeServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if calls.Add(1) == 1 {
-					respondGRPC(w, throttledGRPC)
+					grpctest.Respond(w, throttledGRPC)
 					return
 				}
-				respondGRPC(w)
+				grpctest.Respond(w)
 				http.NewResponseController(w).Flush()
 				io.Copy(io.Discard, r.Body)
 			}))
@@ -175,7 +179,7 @@ func TestGRPCServerStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv, tr := pipeServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			io.Copy(io.Discard, r.Body)
-			respondGRPC(w)
+			grpctest.Respond(w)
 			for range 3 {
 				http.NewResponseController(w).Flush()
 				time.Sleep(3 * time.Second)
@@ -185,7 +189,7 @@ func TestGRPCServerStream(t *testing.T) {
 		defer srv.Close()
 		rt := clarifaihttp.NewTransport(tr)
 		begin := time.Now()
-		resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(framed("hello"))))
+		resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(grpctest.Framed("hello"))))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -206,7 +210,7 @@ func TestGRPCCanceled(t *testing.T) {
 		gone := make(chan struct{})
 		srv, tr := pipeServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			io.Copy(io.Discard, r.Body)
-			respondGRPC(w)
+			grpctest.Respond(w)
 			http.NewResponseController(w).Flush()
 			<-r.Context().Done()
 			close(gone)
@@ -214,7 +218,7 @@ func TestGRPCCanceled(t *testing.T) {
 		defer srv.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		resp, err := clarifaihttp.NewTransport(tr).RoundTrip(grpcRequest(ctx, t, srv.URL, strings.NewReader(framed("hello"))))
+		resp, err := clarifaihttp.NewTransport(tr).RoundTrip(grpcRequest(ctx, t, srv.URL, strings.NewReader(grpctest.Framed("hello"))))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -252,10 +256,10 @@ func TestGRPCSharedAccount(t *testing.T) {
 					}
 					return
 				}
-				resp, err := grpc.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(framed("hello"))))
+				resp, err := grpc.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(grpctest.Framed("hello"))))
 				if err != nil {
 					t.Error(err)
-				} else if b := body(t, resp); b != framed("\x0a\x07\x08\x90\x4e\x12\x02Ok") {
+				} else if b := body(t, resp); b != grpctest.Framed("\x0a\x07\x08\x90\x4e\x12\x02Ok") {
 					t.Errorf("gRPC: %q", b)
 				}
 			})
@@ -275,17 +279,17 @@ func TestGRPCBuffers(t *testing.T) {
 		var calls atomic.Int32
 		srv, tr := grpcServer(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if calls.Add(1)%2 == 1 {
-				respondGRPC(w, throttledGRPC) // before anything of the body was read
+				grpctest.Respond(w, throttledGRPC) // before anything of the body was read
 				return
 			}
 			b, err := io.ReadAll(r.Body)
 			if err != nil {
 				t.Error(err)
 			}
-			respondGRPC(w, okGRPC, string(b))
+			grpctest.Respond(w, okGRPC, string(b))
 		}))
 		rt := over(tr, quick())
-		content := framed(strings.Repeat("x", size))
+		content := grpctest.Framed(strings.Repeat("x", size))
 		for range 20 {
 			resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(content)))
 			if err != nil {
@@ -314,13 +318,13 @@ func TestGoAway(t *testing.T) {
 		if err != nil {
 			return // of a stream that is not on the connection any more
 		}
-		respondGRPC(w, okGRPC, string(b))
+		grpctest.Respond(w, okGRPC, string(b))
 	}))
 	rt := over(tr, quick())
 	var wg sync.WaitGroup
 	for i := range 10 {
 		wg.Go(func() {
-			content := framed(strings.Repeat("x", i*10_000))
+			content := grpctest.Framed(strings.Repeat("x", i*10_000))
 			for range 20 {
 				resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(content)))
 				if err != nil {

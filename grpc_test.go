@@ -3,7 +3,6 @@ package clarifaihttp_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,19 +16,15 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/grpctest"
 	"example.com/clarifaihttp/throttletest"
 )
-
-// framed puts the prefix of gRPC before a message.
-func framed(message string) string {
-	return string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))) + message
-}
 
 // Messages as Clarifai's V2 service sends them; throttledGRPC has request id
 // "id".
 var (
-	okGRPC        = framed("\x0a\x07\x08\x90\x4e\x12\x02Ok\x12\x05first")
-	throttledGRPC = framed("\x0a\x13\x08\xfd\x55\x12\x01d\x1a\x07details\x3a\x02id")
+	okGRPC        = grpctest.Framed("\x0a\x07\x08\x90\x4e\x12\x02Ok\x12\x05first")
+	throttledGRPC = grpctest.Framed("\x0a\x13\x08\xfd\x55\x12\x01d\x1a\x07details\x3a\x02id")
 )
 
 // grpcServer serves HTTP/2 over TLS, or without, as h2c.
@@ -45,7 +40,7 @@ func grpcServer(t *testing.T, tls bool, h http.Handler) (*httptest.Server, *http
 	}
 	tr := srv.Client().Transport.(*http.Transport)
 	if !tls {
-		h2c(tr)
+		grpctest.H2C(tr)
 	}
 	return srv, tr
 }
@@ -53,7 +48,7 @@ func grpcServer(t *testing.T, tls bool, h http.Handler) (*httptest.Server, *http
 // pipeServer is a server in virtual time, and its HTTP/2 transport.
 func pipeServer(h http.Handler) (*httptest.Server, *http.Transport) {
 	srv := throttletest.NewServer(h)
-	return srv, h2c(srv.Client().Transport.(*http.Transport))
+	return srv, grpctest.H2C(srv.Client().Transport.(*http.Transport))
 }
 
 // grpcRequest is one whose body has no known length, as a proxy has it.
@@ -71,29 +66,20 @@ func grpcRequest(ctx context.Context, t *testing.T, url string, body io.Reader) 
 	return req
 }
 
-// respondGRPC writes the header and trailers of a call around its messages.
-func respondGRPC(w http.ResponseWriter, messages ...string) {
-	w.Header().Set("Content-Type", "application/grpc")
-	w.Header().Set(http.TrailerPrefix+"Grpc-Status", "0")
-	w.WriteHeader(http.StatusOK)
-	for _, m := range messages {
-		io.WriteString(w, m)
-		http.NewResponseController(w).Flush()
-	}
-}
-
 // TestGRPCAsBare compares what comes back through a Transport with what comes
 // back through the bare base, at the first byte and at the end.
 func TestGRPCAsBare(t *testing.T) {
 	handlers := map[string]http.HandlerFunc{
-		"unary": func(w http.ResponseWriter, r *http.Request) { respondGRPC(w, okGRPC) },
+		"unary": func(w http.ResponseWriter, r *http.Request) { grpctest.Respond(w, okGRPC) },
 		"stream": func(w http.ResponseWriter, r *http.Request) {
-			respondGRPC(w, okGRPC, framed("second"), framed(""), framed(strings.Repeat("x", 100_000)))
+			grpctest.Respond(w, okGRPC, grpctest.Framed("second"), grpctest.Framed(""), grpctest.Framed(strings.Repeat("x", 100_000)))
 		},
-		"long first message": func(w http.ResponseWriter, r *http.Request) { respondGRPC(w, framed(strings.Repeat("x", 3<<20))) },
-		"no message":         func(w http.ResponseWriter, r *http.Request) { respondGRPC(w) },
+		"long first message": func(w http.ResponseWriter, r *http.Request) {
+			grpctest.Respond(w, grpctest.Framed(strings.Repeat("x", 3<<20)))
+		},
+		"no message": func(w http.ResponseWriter, r *http.Request) { grpctest.Respond(w) },
 		"cut message": func(w http.ResponseWriter, r *http.Request) {
-			respondGRPC(w, okGRPC[:7])
+			grpctest.Respond(w, okGRPC[:7])
 		},
 		"no trailers": func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/grpc")
@@ -111,7 +97,7 @@ func TestGRPCAsBare(t *testing.T) {
 			h.Set("Grpc-Status", "8")
 		},
 		"error after messages": func(w http.ResponseWriter, r *http.Request) {
-			respondGRPC(w, okGRPC, framed("second"))
+			grpctest.Respond(w, okGRPC, grpctest.Framed("second"))
 			w.Header().Set(http.TrailerPrefix+"Grpc-Status", "13")
 			w.Header().Set(http.TrailerPrefix+"Grpc-Message", "broken")
 			w.Header().Set(http.TrailerPrefix+"Details-Bin", "AAAA")
@@ -128,18 +114,18 @@ func TestGRPCAsBare(t *testing.T) {
 			w.Header()["X-Bin"] = []string{"AAECAw"}
 			w.Header().Set("Grpc-Accept-Encoding", "gzip")
 			w.Header().Set("Set-Cookie", "a=b")
-			respondGRPC(w, okGRPC)
+			grpctest.Respond(w, okGRPC)
 		},
 		"compressed": func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Grpc-Encoding", "gzip")
-			respondGRPC(w, "\x01"+okGRPC[1:])
+			grpctest.Respond(w, "\x01"+okGRPC[1:])
 		},
 		"reset": func(w http.ResponseWriter, r *http.Request) {
-			respondGRPC(w, okGRPC)
+			grpctest.Respond(w, okGRPC)
 			panic(http.ErrAbortHandler)
 		},
 		"reset before a message": func(w http.ResponseWriter, r *http.Request) {
-			respondGRPC(w)
+			grpctest.Respond(w)
 			http.NewResponseController(w).Flush()
 			panic(http.ErrAbortHandler)
 		},
@@ -148,7 +134,7 @@ func TestGRPCAsBare(t *testing.T) {
 			io.WriteString(w, "no healthy upstream")
 		},
 		"another status of Clarifai's": func(w http.ResponseWriter, r *http.Request) {
-			respondGRPC(w, framed("\x0a\x03\x08\xfb\x55")) // 11003
+			grpctest.Respond(w, grpctest.Framed("\x0a\x03\x08\xfb\x55")) // 11003
 		},
 	}
 	for name, h := range handlers {
@@ -160,7 +146,7 @@ func TestGRPCAsBare(t *testing.T) {
 					h(w, r)
 				}))
 				outcome := func(rt http.RoundTripper) any {
-					resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(framed("hello"))))
+					resp, err := rt.RoundTrip(grpcRequest(t.Context(), t, srv.URL, strings.NewReader(grpctest.Framed("hello"))))
 					if err != nil {
 						return err.Error()
 					}
@@ -216,7 +202,7 @@ func TestGRPCThrottled(t *testing.T) {
 						if err != nil {
 							t.Error(err)
 						}
-						respondGRPC(w, okGRPC, string(b))
+						grpctest.Respond(w, okGRPC, string(b))
 					})}
 					srv, tr := pipeServer(account)
 					defer srv.Close()
@@ -224,7 +210,7 @@ func TestGRPCThrottled(t *testing.T) {
 					throttle := new(clarifaihttp.Throttle)
 					rt := over(tr, throttle)
 					begin := time.Now()
-					content := framed(strings.Repeat("x", size))
+					content := grpctest.Framed(strings.Repeat("x", size))
 					req := grpcRequest(t.Context(), t, srv.URL, strings.NewReader(content))
 					body(req, content)
 					if req.Body == nil {
@@ -276,7 +262,7 @@ func TestGRPCHandedBack(t *testing.T) {
 				outcome := func(rt http.RoundTripper) []any {
 					ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 					defer cancel()
-					resp, err := rt.RoundTrip(grpcRequest(ctx, t, srv.URL, strings.NewReader(framed("hello"))))
+					resp, err := rt.RoundTrip(grpcRequest(ctx, t, srv.URL, strings.NewReader(grpctest.Framed("hello"))))
 					if err != nil {
 						return []any{err}
 					}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/grpctest"
 )
 
 // TestEndedWhileItWaits has the context of a request end while net/http has a
@@ -174,7 +175,7 @@ func TestBlockingBodyOverHTTP2(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := &blocking{n: tt.sent, blocked: make(chan struct{}), closed: make(chan struct{})}
-				base := h2c(new(http.Transport))
+				base := grpctest.H2C(new(http.Transport))
 				base.DialContext = dialPipe(func(c net.Conn) {
 					q := newQueueConn(c)
 					defer close(q.queue)

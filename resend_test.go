@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/grpctest"
 	"example.com/clarifaihttp/throttletest"
 )
 
@@ -79,7 +80,7 @@ func TestResendsAreLimited(t *testing.T) {
 				io.WriteString(c, rawOK)
 			}
 		}},
-		{"streams", h2c(new(http.Transport)), func(c net.Conn, arrived func(), third func() bool) {
+		{"streams", grpctest.H2C(new(http.Transport)), func(c net.Conn, arrived func(), third func() bool) {
 			q := newQueueConn(c)
 			defer close(q.queue)
 			h2 := &h2Conn{Conn: q}

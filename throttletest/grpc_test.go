@@ -3,7 +3,6 @@ package throttletest_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"io"
 	"maps"
 	"net/http"
@@ -14,21 +13,15 @@ import (
 	"testing/synctest"
 	"time"
 
+	"example.com/clarifaihttp/internal/grpctest"
 	"example.com/clarifaihttp/throttletest"
 )
 
 // h2c has the client of srv speak HTTP/2.
 func h2c(srv *httptest.Server) *http.Client {
 	client := srv.Client()
-	tr := client.Transport.(*http.Transport)
-	tr.Protocols = new(http.Protocols)
-	tr.Protocols.SetUnencryptedHTTP2(true)
+	grpctest.H2C(client.Transport.(*http.Transport))
 	return client
-}
-
-// framed puts the prefix of gRPC before a message.
-func framed(message string) string {
-	return string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))) + message
 }
 
 // call sends a gRPC request and returns its message, having checked what gRPC
@@ -47,7 +40,7 @@ func call(ctx context.Context, t *testing.T, client *http.Client, url string, bo
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	if err != nil || len(b) < 5 || string(b) != framed(string(b[5:])) {
+	if err != nil || len(b) < 5 || string(b) != grpctest.Framed(string(b[5:])) {
 		t.Errorf("%q, %v", b, err)
 		return resp, ""
 	}
@@ -91,7 +84,7 @@ func TestGRPC(t *testing.T) {
 				}
 			}
 			for range step.n {
-				resp, message := call(t.Context(), t, client, srv.URL, strings.NewReader(framed("")))
+				resp, message := call(t.Context(), t, client, srv.URL, strings.NewReader(grpctest.Framed("")))
 				throttled := step.message == grpcThrottled
 				id := resp.Header.Get("X-Clarifai-Request-Id")
 				if want := step.message + id; message != want || throttled != (len(id) == 32) {
@@ -137,7 +130,7 @@ func TestGRPCParallel(t *testing.T) {
 				}
 				sent := strings.Repeat("x", size)
 				for {
-					_, got := call(t.Context(), t, client, srv.URL, bytes.NewReader([]byte(framed(sent))))
+					_, got := call(t.Context(), t, client, srv.URL, bytes.NewReader([]byte(grpctest.Framed(sent))))
 					if got == sent {
 						return
 					}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -19,38 +18,16 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/grpctest"
 	"example.com/clarifaihttp/throttletest"
 )
 
-// framed puts the prefix of gRPC before a message.
-func framed(message string) string {
-	return string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))) + message
-}
-
-var okGRPC = framed("\x0a\x07\x08\x90\x4e\x12\x02Ok")
-
-// h2c has tr speak HTTP/2 without TLS.
-func h2c(tr *http.Transport) *http.Transport {
-	tr = tr.Clone()
-	tr.Protocols = new(http.Protocols)
-	tr.Protocols.SetUnencryptedHTTP2(true)
-	return tr
-}
-
-func respondGRPC(w http.ResponseWriter, messages ...string) {
-	w.Header().Set("Content-Type", "application/grpc")
-	w.Header().Set(http.TrailerPrefix+"Grpc-Status", "0")
-	w.WriteHeader(http.StatusOK)
-	for _, m := range messages {
-		io.WriteString(w, m)
-		http.NewResponseController(w).Flush()
-	}
-}
+var okGRPC = grpctest.Framed("\x0a\x07\x08\x90\x4e\x12\x02Ok")
 
 func echoGRPC(w http.ResponseWriter, r *http.Request) {
 	b, _ := io.ReadAll(r.Body)
 	time.Sleep(50 * time.Millisecond)
-	respondGRPC(w, okGRPC, string(b))
+	grpctest.Respond(w, okGRPC, string(b))
 }
 
 // A grpcClient calls one server.
@@ -102,7 +79,7 @@ func withGRPC(t *testing.T, c *config, account http.Handler, f func(t *testing.T
 	synctest.Test(t, func(t *testing.T) {
 		upstream := throttletest.NewServer(account)
 		defer upstream.Close()
-		base := h2c(upstream.Client().Transport.(*http.Transport))
+		base := grpctest.H2C(upstream.Client().Transport.(*http.Transport))
 		defer base.CloseIdleConnections()
 		c.base = base
 		c.upstream, _ = url.Parse(upstream.URL)
@@ -114,7 +91,7 @@ func withGRPC(t *testing.T, c *config, account http.Handler, f func(t *testing.T
 		defer stop()
 		front := throttletest.NewServer(newProxy(stopping, c))
 		defer front.Close()
-		client := h2c(front.Client().Transport.(*http.Transport))
+		client := grpctest.H2C(front.Client().Transport.(*http.Transport))
 		defer client.CloseIdleConnections()
 		f(t, &grpcClient{&http.Client{Transport: client}, front.URL}, stop)
 	})
@@ -131,7 +108,7 @@ func TestGRPCLimit(t *testing.T) {
 				var wg sync.WaitGroup
 				for i := range 60 {
 					wg.Go(func() {
-						sent := framed(fmt.Sprint(i))
+						sent := grpctest.Framed(fmt.Sprint(i))
 						if got, status := client.call(t, sent, ""); got != okGRPC+sent || status != "0" {
 							t.Errorf("%q, status %s", got, status)
 						}
@@ -175,12 +152,12 @@ func TestGRPCRefused(t *testing.T) {
 			withGRPC(t, &config{timeout: tt.timeout}, account, func(t *testing.T, client *grpcClient, _ func()) {
 				if tt.halt > 0 {
 					account.HaltFor(tt.halt)
-					if got, status := client.call(t, framed("first"), tt.grpc); status != "0" || !strings.Contains(got, "Making too many requests") {
+					if got, status := client.call(t, grpctest.Framed("first"), tt.grpc); status != "0" || !strings.Contains(got, "Making too many requests") {
 						t.Errorf("the throttled call: %q, status %s", got, status)
 					}
 				}
 				begin := time.Now()
-				got, status := client.call(t, framed("hello"), tt.grpc)
+				got, status := client.call(t, grpctest.Framed("hello"), tt.grpc)
 				if status != tt.status || time.Since(begin) != tt.after {
 					t.Errorf("status %s after %v: %s; want %s after %v", status, time.Since(begin), got, tt.status, tt.after)
 				}
@@ -224,7 +201,7 @@ func TestPercentEncoded(t *testing.T) {
 // than -timeout.
 func TestStreamOutlivesTimeout(t *testing.T) {
 	account := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		respondGRPC(w, okGRPC)
+		grpctest.Respond(w, okGRPC)
 		rc := http.NewResponseController(w)
 		p := make([]byte, 6)
 		for {
@@ -247,7 +224,7 @@ func TestStreamOutlivesTimeout(t *testing.T) {
 		}
 		for i := range 5 {
 			time.Sleep(time.Minute)
-			sent := framed(fmt.Sprint(i))
+			sent := grpctest.Framed(fmt.Sprint(i))
 			io.WriteString(send, sent)
 			p := make([]byte, len(sent))
 			if _, err := io.ReadFull(resp.Body, p); err != nil || string(p) != sent {
@@ -265,7 +242,7 @@ func TestStreamOutlivesTimeout(t *testing.T) {
 // account go on beside it.
 func TestStreamsWaitForNothing(t *testing.T) {
 	account := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		respondGRPC(w)
+		grpctest.Respond(w)
 		http.NewResponseController(w).Flush()
 		io.Copy(io.Discard, r.Body)
 		io.WriteString(w, okGRPC)
@@ -290,7 +267,7 @@ func TestStreamsWaitForNothing(t *testing.T) {
 			})
 		}
 		begin := time.Now()
-		if got, status := client.call(t, framed("x"), ""); got != okGRPC || status != "0" || time.Since(begin) > 50*time.Millisecond {
+		if got, status := client.call(t, grpctest.Framed("x"), ""); got != okGRPC || status != "0" || time.Since(begin) > 50*time.Millisecond {
 			t.Errorf("%q, status %s, after %v", got, status, time.Since(begin))
 		}
 		wg.Wait()
@@ -309,7 +286,7 @@ func TestGRPCClientLeaves(t *testing.T) {
 		gone = make(chan struct{})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := client.Do(client.request(ctx, t, strings.NewReader(framed("x")))); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := client.Do(client.request(ctx, t, strings.NewReader(grpctest.Framed("x")))); !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
 		<-gone
@@ -337,7 +314,7 @@ func TestWaitingUploads(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		respondGRPC(w, framed(fmt.Sprint(n)))
+		grpctest.Respond(w, grpctest.Framed(fmt.Sprint(n)))
 	}))
 	upstream.EnableHTTP2 = true
 	upstream.StartTLS()
@@ -352,11 +329,11 @@ func TestWaitingUploads(t *testing.T) {
 	c.upstream, _ = url.Parse(upstream.URL)
 	client := overSockets(t, newProxy(t.Context(), c))
 
-	sent := framed(strings.Repeat("x", 3<<20))
+	sent := grpctest.Framed(strings.Repeat("x", 3<<20))
 	var wg sync.WaitGroup
 	for range 64 {
 		wg.Go(func() {
-			if got, status := client.call(t, sent, "50S"); got != framed(fmt.Sprint(len(sent))) || status != "0" {
+			if got, status := client.call(t, sent, "50S"); got != grpctest.Framed(fmt.Sprint(len(sent))) || status != "0" {
 				t.Errorf("%q, status %s", got, status)
 			}
 		})
@@ -385,13 +362,13 @@ func (h *held) Wait(ctx context.Context) error {
 // httputil.ReverseProxy alone.
 func TestAsBareProxy(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
-		"unary": func(w http.ResponseWriter, r *http.Request) { respondGRPC(w, okGRPC) },
+		"unary": func(w http.ResponseWriter, r *http.Request) { grpctest.Respond(w, okGRPC) },
 		"stream": func(w http.ResponseWriter, r *http.Request) {
-			respondGRPC(w, okGRPC, okGRPC, framed(strings.Repeat("x", 1<<20)))
+			grpctest.Respond(w, okGRPC, okGRPC, grpctest.Framed(strings.Repeat("x", 1<<20)))
 		},
-		"no message": func(w http.ResponseWriter, r *http.Request) { respondGRPC(w) },
+		"no message": func(w http.ResponseWriter, r *http.Request) { grpctest.Respond(w) },
 		"no message, header first": func(w http.ResponseWriter, r *http.Request) {
-			respondGRPC(w)
+			grpctest.Respond(w)
 			http.NewResponseController(w).Flush()
 			w.Header().Set(http.TrailerPrefix+"Grpc-Status", "5")
 			w.Header().Set(http.TrailerPrefix+"Grpc-Message", "not found")
@@ -411,7 +388,7 @@ func TestAsBareProxy(t *testing.T) {
 				w.Header()["X-Got-"+k] = v
 			}
 			w.Header()["X-Many-Bin"] = []string{"AA", "AQ"}
-			respondGRPC(w, okGRPC)
+			grpctest.Respond(w, okGRPC)
 		},
 		"JSON": func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
@@ -439,7 +416,7 @@ func TestAsBareProxy(t *testing.T) {
 			var outcomes [2][]any
 			for i, proxy := range []http.Handler{bare, newProxy(t.Context(), c)} {
 				client := overSockets(t, proxy)
-				req := client.request(t.Context(), t, strings.NewReader(framed("hello")))
+				req := client.request(t.Context(), t, strings.NewReader(grpctest.Framed("hello")))
 				req.Header.Set("X-Bin", "AAEC")
 				req.Header.Set("User-Agent", "grpc-node-js/1.14")
 				req.Header.Set("Grpc-Timeout", "9S")

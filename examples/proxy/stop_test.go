@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/grpctest"
 )
 
 // TestStop stops the proxy with requests in line, for the first time and to be
@@ -25,26 +26,26 @@ func TestStop(t *testing.T) {
 	account := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		if calls.Add(1) == 1 {
-			respondGRPC(w) // a stream, without a message for long
+			grpctest.Respond(w) // a stream, without a message for long
 			http.NewResponseController(w).Flush()
 			time.Sleep(20 * time.Second)
 			io.WriteString(w, okGRPC)
 			return
 		}
-		respondGRPC(w, framed("\x0a\x03\x08\xfd\x55")) // throttled
+		grpctest.Respond(w, grpctest.Framed("\x0a\x03\x08\xfd\x55")) // throttled
 	})
 	withGRPC(t, new(config), account, func(t *testing.T, client *grpcClient, stop func()) {
 		var wg sync.WaitGroup
 		begin := time.Now()
 		wg.Go(func() {
-			if got, status := client.call(t, framed("under way"), ""); got != okGRPC || status != "0" {
+			if got, status := client.call(t, grpctest.Framed("under way"), ""); got != okGRPC || status != "0" {
 				t.Errorf("under way: %q, status %s", got, status)
 			}
 		})
 		time.Sleep(time.Second)
 		for range 10 {
 			wg.Go(func() {
-				if got, status := client.call(t, framed("in line"), ""); status != "14" || time.Since(begin) != 3*time.Second {
+				if got, status := client.call(t, grpctest.Framed("in line"), ""); status != "14" || time.Since(begin) != 3*time.Second {
 					t.Errorf("in line: %q, status %s, after %v", got, status, time.Since(begin))
 				}
 			})
@@ -64,7 +65,7 @@ func TestStop(t *testing.T) {
 		time.Sleep(3*time.Second - time.Since(begin))
 		stop()
 		synctest.Wait()
-		if got, status := client.call(t, framed("new"), ""); status != "14" {
+		if got, status := client.call(t, grpctest.Framed("new"), ""); status != "14" {
 			t.Errorf("new: %q, status %s", got, status)
 		}
 		wg.Wait()
@@ -79,12 +80,12 @@ func TestThrottledWhileStopping(t *testing.T) {
 	account := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		time.Sleep(2 * time.Second)
-		respondGRPC(w, framed("\x0a\x03\x08\xfd\x55"))
+		grpctest.Respond(w, grpctest.Framed("\x0a\x03\x08\xfd\x55"))
 	})
 	withGRPC(t, new(config), account, func(t *testing.T, client *grpcClient, stop func()) {
 		time.AfterFunc(time.Second, stop)
 		begin := time.Now()
-		if got, status := client.call(t, framed("x"), ""); status != "14" || time.Since(begin) != 2*time.Second {
+		if got, status := client.call(t, grpctest.Framed("x"), ""); status != "14" || time.Since(begin) != 2*time.Second {
 			t.Errorf("%q, status %s, after %v", got, status, time.Since(begin))
 		}
 	})
@@ -101,7 +102,7 @@ func TestServeStops(t *testing.T) {
 				close(arrived)
 				select {
 				case <-release:
-					respondGRPC(w, okGRPC)
+					grpctest.Respond(w, okGRPC)
 				case <-r.Context().Done():
 				}
 			}))
@@ -126,7 +127,7 @@ func TestServeStops(t *testing.T) {
 			var wg sync.WaitGroup
 			wg.Go(func() {
 				if finish {
-					if got, status := client.call(t, framed("x"), ""); got != okGRPC || status != "0" {
+					if got, status := client.call(t, grpctest.Framed("x"), ""); got != okGRPC || status != "0" {
 						t.Errorf("under way: %q, status %s", got, status)
 					}
 				} else if resp, err := client.Do(client.request(t.Context(), t, strings.NewReader(""))); err == nil {
@@ -137,7 +138,7 @@ func TestServeStops(t *testing.T) {
 			refused := make(chan struct{})
 			wg.Go(func() {
 				defer close(refused)
-				if got, status := client.call(t, framed("x"), ""); status != "14" {
+				if got, status := client.call(t, grpctest.Framed("x"), ""); status != "14" {
 					t.Errorf("in line: %q, status %s", got, status)
 				}
 			})
