@@ -210,6 +210,44 @@ func TestBoundKnowsDials(t *testing.T) {
 	})
 }
 
+// TestBoundKnowsWhoStandsAside has requests at the front of the line that are not
+// to be the probe: one behind them, with a deadline, is.
+func TestBoundKnowsWhoStandsAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		th := &clarifaihttp.Throttle{Limit: 1}
+		rt := newTransport(th, func(req *http.Request) (*http.Response, error) {
+			sent(req)
+			switch req.URL.Path {
+			case "/poisoned":
+				return bare(""), nil
+			case "/throttled":
+				return throttled(""), nil
+			}
+			return ok(), nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		defer func() { cancel(); wg.Wait() }()
+		for range 2 {
+			wg.Go(func() { fetch(ctx, rt, "http://server/poisoned", nil) })
+			time.Sleep(3 * time.Second)
+		}
+		time.Sleep(4 * time.Second)
+		// The two are in line again at 15 and 18 s. A pause from 10 to 25 s:
+		short, stop := context.WithTimeout(ctx, time.Second)
+		defer stop()
+		fetch(short, rt, "http://server/throttled", nil)
+		time.Sleep(10 * time.Second)
+
+		short, stop = context.WithTimeout(ctx, 5500*ms)
+		defer stop()
+		begin := time.Now()
+		if text, err := fetch(short, rt, "http://server/", nil); err != nil || time.Since(begin) != 5*time.Second {
+			t.Errorf("%s, %v after %v, want it sent as the probe", text, err, time.Since(begin))
+		}
+	})
+}
+
 // TestBoundKnowsPace has requests with a deadline wait at the pace's floor.
 func TestBoundKnowsPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
