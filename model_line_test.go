@@ -73,7 +73,7 @@ func (m *model) join(c *caller) {
 	c.underWay = false
 	ahead := 0
 	for _, other := range m.line {
-		if before(other, c) < 0 {
+		if before(other, c) < 0 && !m.goesBefore(c, other) {
 			ahead++
 		}
 	}
@@ -161,8 +161,14 @@ func (m *model) scan() {
 	now := time.Now()
 	var stay []*caller
 	for _, c := range m.line {
-		if m.late(c, len(stay), now) {
-			m.refuse(c, len(stay), now)
+		ahead := 0
+		for _, other := range stay {
+			if !m.goesBefore(c, other) {
+				ahead++
+			}
+		}
+		if m.late(c, ahead, now) {
+			m.refuse(c, ahead, now)
 		} else {
 			stay = append(stay, c)
 		}
@@ -239,12 +245,21 @@ func (m *model) letGoBefore(end time.Time) {
 // bare 429, are no probe if there is anyone else.
 func (m *model) next() *caller {
 	for _, c := range m.line {
-		if m.probing && m.probe == nil && (c.badProbe || c.bare > 0) {
+		if m.probing && m.probe == nil && c.standsAside() {
 			continue
 		}
 		return c
 	}
 	return m.line[0]
+}
+
+// standsAside reports whether others are to be the probe.
+func (c *caller) standsAside() bool { return c.badProbe || c.bare > 0 }
+
+// goesBefore reports whether c may be the probe, and other, which is ahead of it,
+// not.
+func (m *model) goesBefore(c, other *caller) bool {
+	return m.probing && other.standsAside() && !c.standsAside()
 }
 
 // blocked returns why nobody may go.

@@ -285,15 +285,15 @@ func (g *Gate) may(now time.Time) (again time.Time, ok bool) {
 }
 
 // head returns who is to go next: the first in a line that is not empty. If that
-// will be the probe, those whose calls are suspect let others go first, and keep
-// their places. It requires mu.
+// will be the probe, those whose calls are suspect stand aside, and keep their
+// places. It requires mu.
 func (g *Gate) head() (head *Ticket) {
 	due := g.pause.due()
 	for tk := range g.line.all() {
 		if head == nil {
 			head = tk
 		}
-		if !due || !tk.suspect && !tk.badProbe {
+		if !due || !tk.standsAside() {
 			return tk
 		}
 	}

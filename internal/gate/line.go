@@ -26,6 +26,7 @@ func rankOf(urgency int, retry bool) int {
 type line struct {
 	ranks   [ranks]list
 	waiting [urgencies]int // tickets in line, by urgency
+	aside   [ranks]int     // tickets that stand aside for a probe
 }
 
 func (l *line) len() (n int) { return l.before(ranks) }
@@ -59,16 +60,31 @@ func (l *line) ahead(tk *Ticket) int {
 	return n
 }
 
+// asideBefore returns how many in line stand aside for a probe, of tk's rank and
+// the lower ones.
+func (l *line) asideBefore(tk *Ticket) (n int) {
+	for _, m := range l.aside[:tk.rank+1] {
+		n += m
+	}
+	return n
+}
+
 func (l *line) join(tk *Ticket) {
 	_, next := l.find(tk)
 	l.ranks[tk.rank].insert(tk, next)
 	l.waiting[tk.urgency]++
+	if tk.standsAside() {
+		l.aside[tk.rank]++
+	}
 }
 
 // leave takes tk out, if it is in.
 func (l *line) leave(tk *Ticket) {
 	if l.has(tk) {
 		l.waiting[tk.urgency]--
+		if tk.standsAside() {
+			l.aside[tk.rank]--
+		}
 		l.ranks[tk.rank].remove(tk)
 	}
 }

@@ -90,6 +90,10 @@ func (tk *Ticket) Requeued() *Ticket {
 // end.
 func (tk *Ticket) patience(d time.Duration) time.Duration { return d << min(tk.requeued, 6) }
 
+// standsAside reports whether tk lets others go first if the next one is the
+// probe.
+func (tk *Ticket) standsAside() bool { return tk.suspect || tk.badProbe }
+
 // place returns the place of tk's attempt in the line.
 func (tk *Ticket) place() place {
 	if tk.rank == holder {

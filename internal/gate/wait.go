@@ -121,7 +121,7 @@ func ended(ctx context.Context, cancel <-chan struct{}) error {
 func (g *Gate) join(tk *Ticket) error {
 	now := g.now()
 	ahead := g.line.ahead(tk)
-	if err := g.refusal(tk, ahead, now); err != nil {
+	if err := g.refusal(tk, ahead, g.line.asideBefore(tk), now); err != nil {
 		return err
 	}
 	g.line.join(tk)
@@ -217,10 +217,14 @@ func (g *Gate) permit(now time.Time) bool {
 }
 
 // refusal returns why a request with so many ahead of it cannot go before its
-// deadline, or nil. Who holds a connection is not refused so. It requires mu.
-func (g *Gate) refusal(tk *Ticket, ahead int, now time.Time) error {
+// deadline, or nil. If a probe is wanted, that may be tk, and those of them who
+// stand aside go later. Who holds a connection is not refused so. It requires mu.
+func (g *Gate) refusal(tk *Ticket, ahead, aside int, now time.Time) error {
 	if tk.deadline.IsZero() || tk.rank == holder {
 		return nil
+	}
+	if g.pause.wanted && !tk.standsAside() {
+		ahead = max(ahead-aside, 0)
 	}
 	if at := g.earliest(ahead, tk.deadline, now); at.After(tk.deadline) {
 		return &Refusal{at.Sub(now)}
@@ -263,10 +267,13 @@ func seconds(s float64) time.Duration {
 // more. It requires mu.
 func (g *Gate) refuseHopeless(now time.Time) {
 	var wake []chan struct{}
-	ahead := 0
+	ahead, aside := 0, 0
 	for tk := range g.line.all() {
-		if tk.refused = g.refusal(tk, ahead, now); tk.refused == nil {
+		if tk.refused = g.refusal(tk, ahead, aside, now); tk.refused == nil {
 			ahead++
+			if tk.standsAside() {
+				aside++
+			}
 			continue
 		}
 		g.leaveLine(tk)
@@ -297,7 +304,7 @@ func (g *Gate) TooLate(tk *Ticket) bool {
 		return !tk.deadline.IsZero() && later(now.Add(tk.rest), g.pause.until).After(tk.deadline)
 	}
 	tk.number = g.arrived + 1
-	late := g.refusal(tk, g.line.ahead(tk), now) != nil
+	late := g.refusal(tk, g.line.ahead(tk), g.line.asideBefore(tk), now) != nil
 	tk.number = 0
 	return late
 }
