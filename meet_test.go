@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -81,5 +82,37 @@ func TestTakesOverWhileItAsks(t *testing.T) {
 		served(t, together(ctx, rt, server.URL+"/late", 1), time.Minute)
 		wg.Wait()
 		idle(t, th)
+	})
+}
+
+// TestTakesOverWhatArrivedLongAgo has a request ask for a connection when it is
+// taken to have arrived, and its Limiter was told so. Another one, that net/http
+// sends again then, has no permission to take over from it.
+func TestTakesOverWhatArrivedLongAgo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limiter := new(permitter)
+		rt := newTransport(&clarifaihttp.Throttle{Limiter: limiter}, func(req *http.Request) (*http.Response, error) {
+			trace := httptrace.ContextClientTrace(req.Context())
+			if req.URL.Path == "/late" {
+				time.Sleep(60*time.Second + 500*ms)
+				trace.GetConn("server:443")
+				time.Sleep(500 * ms)
+			} else {
+				sent(req)
+				time.Sleep(600 * ms)
+			}
+			sent(req)
+			return ok(), nil
+		})
+		ctx := patient(t, time.Hour)
+		var wg sync.WaitGroup
+		wg.Go(func() { served(t, together(ctx, rt, "http://server/late", 1), 2*time.Minute) })
+		time.Sleep(time.Minute)
+		served(t, together(ctx, rt, "http://server/again", 1), 2*time.Minute)
+		wg.Wait()
+		time.Sleep(time.Minute)
+		if p, a := limiter.permitted.Load(), limiter.arrived.Load(); p != 4 || a != p {
+			t.Errorf("%d permissions and %d arrivals, want 4", p, a)
+		}
 	})
 }
