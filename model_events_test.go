@@ -110,7 +110,11 @@ func (m *model) ask(c *caller) {
 	})
 	if w := c.wire; !w.asked {
 		w.asked = true
-		w.slot, w.until = m.holds(w, time.Now()), time.Time{}
+		now := time.Now()
+		if m.holds(w, now) && !w.until.IsZero() && !w.until.After(now) {
+			m.giveBack(w) // it was taken to have arrived
+		}
+		w.slot, w.until = m.holds(w, now), time.Time{}
 		w.lapses = time.Now().Add(m.hold << min(c.requeued, 6))
 	}
 	m.settle()

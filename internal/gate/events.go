@@ -16,7 +16,11 @@ func (g *Gate) Asked(tk *Ticket, dials bool) {
 	}
 	now := g.now()
 	tk.asked, tk.dials = true, dials
-	if tk.held() {
+	switch {
+	case !tk.held():
+	case !tk.slot.free.After(now.Add(g.hold)):
+		g.giveBack(tk) // it was taken to have arrived, and the Limiter was told so
+	default:
 		patience := tk.patience(g.hold)
 		var next *Ticket
 		for last := g.connecting.last; last != nil && last.taken > tk.taken; last = g.connecting.prev(last) {
