@@ -1,0 +1,108 @@
+package clarifaihttp_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/throttletest"
+)
+
+// A lateConn takes its time for each Write.
+type lateConn struct {
+	net.Conn
+	late *atomic.Int64
+}
+
+func (c lateConn) Write(b []byte) (int, error) {
+	time.Sleep(time.Duration(c.late.Load()))
+	return c.Conn.Write(b)
+}
+
+// TestCanceledWhileItIsWritten cancels a request over HTTP/2 while its header is
+// being written: it arrives nevertheless.
+func TestCanceledWhileItIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		arrived := newTimeline()
+		server := throttletest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { arrived.mark() }))
+		defer server.Close()
+		base := server.Client().Transport.(*http.Transport)
+		base.Protocols = new(http.Protocols)
+		base.Protocols.SetUnencryptedHTTP2(true)
+		dial := base.DialContext
+		var late atomic.Int64
+		base.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := dial(ctx, network, addr)
+			if addr == "late:80" && err == nil {
+				c = lateConn{c, &late}
+			}
+			return c, err
+		}
+		th := &clarifaihttp.Throttle{Limit: 1}
+		rt := forAll(base, th)
+		ctx := patient(t, time.Hour)
+		served(t, together(ctx, rt, "http://late", 1), time.Minute)
+		time.Sleep(10 * time.Second)
+
+		late.Store(int64(200 * ms))
+		short, cancel := context.WithCancel(ctx)
+		time.AfterFunc(100*ms, cancel)
+		fetch(short, rt, "http://late", nil)
+		served(t, together(ctx, rt, "http://server", 1), time.Minute)
+		idle(t, th)
+		if len(arrived.at) != 3 || arrived.at[2]-arrived.at[1] < time.Second {
+			t.Errorf("arrived at %v, want 3, one a second", arrived.at)
+		}
+	})
+}
+
+// TestServerClosesWhatIsHeld has requests hold connections during a pause, until
+// the server closes these as idle.
+func TestServerClosesWhatIsHeld(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		body func() io.Reader
+	}{
+		{"GET", func() io.Reader { return nil }},
+		{"POST without a body", func() io.Reader { return http.NoBody }},
+		{"POST", func() io.Reader { return strings.NewReader("body") }},
+		{"POST with a body of its own", func() io.Reader { return io.MultiReader(strings.NewReader("body")) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				handler := new(throttletest.Handler)
+				server := throttletest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+					io.Copy(io.Discard, req.Body)
+					sleep(req.Context(), 30*ms)
+					handler.ServeHTTP(w, req)
+				}))
+				synctest.Wait() // it has read its Config
+				server.Config.IdleTimeout = 5 * time.Second
+				defer server.Close()
+				base := server.Client().Transport.(*http.Transport)
+				base.MaxConnsPerHost = 2
+				th := new(clarifaihttp.Throttle)
+				rt := forAll(base, th)
+				handler.HaltFor(0)
+				ctx := patient(t, time.Hour)
+				var wg sync.WaitGroup
+				for range 15 {
+					wg.Go(func() {
+						text, err := fetch(ctx, rt, server.URL, tt.body())
+						served(t, []outcomeAfter{{text, err, 0}}, time.Minute)
+					})
+				}
+				wg.Wait()
+				idle(t, th)
+			})
+		})
+	}
+}
