@@ -269,5 +269,7 @@ func (w *Wire) end() (tk *gate.Ticket, sent, ended bool, refused error) {
 	if w.stopWait != nil {
 		w.stopWait()
 	}
-	return w.ticket, w.sent(), ended, w.refused
+	// HTTP/2's RoundTrip may end with its context while the header is being written.
+	sent = w.sent() || !w.alone(w.conn)
+	return w.ticket, sent, ended, w.refused
 }

@@ -67,13 +67,13 @@ func TestSentAgain(t *testing.T) {
 	}
 }
 
-// TestFailsUnsent has an attempt fail on its connection before anything is
+// TestFailsUnsent has an attempt fail on a connection of its own before anything is
 // written: its slot is free at once.
 func TestFailsUnsent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := gate.New(gate.Config{Limit: 1, Window: time.Second, Backoff: 15 * time.Second, MaxBackoff: time.Minute, Transit: time.Second})
 		for range 3 {
-			w := &Wire{Context: t.Context(), Gate: g, Watch: new(arrival.Watch)}
+			w := &Wire{Context: t.Context(), Gate: g, Watch: new(arrival.Watch), PlainIsHTTP1: true}
 			tk := gate.NewTicket(3, time.Time{})
 			if err := g.Start(t.Context(), nil, tk); err != nil {
 				t.Fatal(err)
