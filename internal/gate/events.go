@@ -217,13 +217,19 @@ func (g *Gate) Answered(tk *Ticket) {
 }
 
 // Failed notes that tk will not be answered. Sent says whether something of it
-// may have left after it got its connection; before that, nothing has.
-func (g *Gate) Failed(tk *Ticket, sent bool) {
+// may have left after it got its connection; before that, nothing has. Failed
+// returns [ErrHeldTooLong] if nothing was sent, and tk had waited with its
+// connection: the server may have closed that meanwhile.
+func (g *Gate) Failed(tk *Ticket, sent bool) error {
 	g.mu.Lock()
 	defer g.unlock()
 	now := g.now()
 	g.fail(tk, sent, now)
 	g.advance(now)
+	if tk.rank == holder && !sent {
+		return ErrHeldTooLong
+	}
+	return nil
 }
 
 // fail is Failed, and leaves it to the caller to have the line advance. It

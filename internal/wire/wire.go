@@ -3,6 +3,7 @@
 package wire
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"net"
@@ -256,7 +257,7 @@ func (w *Wire) End(answered bool) (*gate.Ticket, error) {
 	case answered:
 		w.Gate.Answered(tk)
 	default:
-		w.Gate.Failed(tk, sent)
+		refused = cmp.Or(refused, w.Gate.Failed(tk, sent))
 	}
 	return tk, refused
 }
