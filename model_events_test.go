@@ -430,10 +430,10 @@ func (m *model) throttle(c *caller, r refusal) {
 	rest := asked
 	if r.bare {
 		c.bare++
-		if asked < 0 {
+		switch {
+		case asked < 0:
 			rest = time.Duration(min(m.maxBackoff.Seconds(), m.backoff.Seconds()*math.Pow(2, float64(c.bare-1))) * 1e9)
-		}
-		if c.bare > 1 {
+		case c.bare > 1:
 			rest = max(rest, m.window) // not all retries at once
 		}
 		rest = max(rest, ms)
