@@ -70,11 +70,15 @@ func TestServerClosesWhatIsHeld(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		body func() io.Reader
+		over layer
 	}{
-		{"GET", func() io.Reader { return nil }},
-		{"POST without a body", func() io.Reader { return http.NoBody }},
-		{"POST", func() io.Reader { return strings.NewReader("body") }},
-		{"POST with a body of its own", func() io.Reader { return io.MultiReader(strings.NewReader("body")) }},
+		{"GET", func() io.Reader { return nil }, forAll},
+		{"POST without a body", func() io.Reader { return http.NoBody }, forAll},
+		{"POST", func() io.Reader { return strings.NewReader("body") }, forAll},
+		{"POST with a body of its own", func() io.Reader { return io.MultiReader(strings.NewReader("body")) }, forAll},
+		{"POST, nested", func() io.Reader { return strings.NewReader("body") }, func(base http.RoundTripper, th *clarifaihttp.Throttle) http.RoundTripper {
+			return forAll(forAll(base, th), th)
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -90,7 +94,7 @@ func TestServerClosesWhatIsHeld(t *testing.T) {
 				base := server.Client().Transport.(*http.Transport)
 				base.MaxConnsPerHost = 2
 				th := new(clarifaihttp.Throttle)
-				rt := forAll(base, th)
+				rt := tt.over(base, th)
 				handler.HaltFor(0)
 				ctx := patient(t, time.Hour)
 				var wg sync.WaitGroup

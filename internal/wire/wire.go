@@ -250,20 +250,24 @@ func (w *Wire) BodyEnds(closed func() <-chan struct{}) error {
 // End ends the attempt, whose RoundTrip has returned, with a response or not.
 // It returns the attempt's ticket and, if it was refused, why.
 func (w *Wire) End(answered bool) (*gate.Ticket, error) {
-	tk, sent, ended, refused := w.end()
+	tk, sent, ended := w.end()
 	w.Watch.Stop(&w.request)
+	var err error
 	switch {
 	case ended:
 	case answered:
 		w.Gate.Answered(tk)
 	default:
-		refused = cmp.Or(refused, w.Gate.Failed(tk, sent))
+		err = w.Gate.Failed(tk, sent)
 	}
-	return tk, refused
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.refused = cmp.Or(w.refused, err)
+	return tk, w.refused
 }
 
 // end has the hooks do nothing any more.
-func (w *Wire) end() (tk *gate.Ticket, sent, ended bool, refused error) {
+func (w *Wire) end() (tk *gate.Ticket, sent, ended bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	ended, w.ended = w.ended, true
@@ -272,5 +276,5 @@ func (w *Wire) end() (tk *gate.Ticket, sent, ended bool, refused error) {
 	}
 	// HTTP/2's RoundTrip may end with its context while the header is being written.
 	sent = w.sent() || !w.alone(w.conn)
-	return w.ticket, sent, ended, w.refused
+	return w.ticket, sent, ended
 }
