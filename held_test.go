@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -105,6 +106,59 @@ func TestServerClosesWhatIsHeld(t *testing.T) {
 					})
 				}
 				wg.Wait()
+				idle(t, th)
+			})
+		})
+	}
+}
+
+// TestConnectionIsRefusedAlone has a request with a body wait with its connection
+// for a pause's end. It gives that one up after a second, and no other.
+func TestConnectionIsRefusedAlone(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		body io.Reader
+	}{
+		{"in memory", strings.NewReader("body")},
+		{"large, in memory", strings.NewReader(strings.Repeat("body", 100_000))},
+		{"of its own", io.MultiReader(strings.NewReader("body"))},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var throttles atomic.Bool
+				server := throttletest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+					io.Copy(io.Discard, req.Body)
+					time.Sleep(30 * ms)
+					if throttles.Swap(false) {
+						w.WriteHeader(http.StatusTooManyRequests)
+						io.WriteString(w, throttledBody)
+					}
+				}))
+				defer server.Close()
+				base := server.Client().Transport.(*http.Transport)
+				base.MaxIdleConnsPerHost = 10
+				dial := base.DialContext
+				var dials atomic.Int64
+				base.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					dials.Add(1)
+					return dial(ctx, network, addr)
+				}
+				th := new(clarifaihttp.Throttle)
+				rt := forAll(base, th)
+				ctx := patient(t, time.Hour)
+				served(t, together(ctx, rt, server.URL, 10), time.Minute)
+				time.Sleep(10 * time.Second)
+
+				throttles.Store(true)
+				var wg sync.WaitGroup
+				wg.Go(func() { served(t, together(ctx, rt, server.URL, 1), time.Minute) })
+				late := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GetConn: func(string) { time.Sleep(500 * ms) }})
+				text, err := fetch(late, rt, server.URL, tt.body)
+				wg.Wait()
+				served(t, []outcomeAfter{{text, err, 0}}, time.Minute)
+				if n := dials.Load(); n != 10 {
+					t.Errorf("%d connections, want the first 10", n)
+				}
 				idle(t, th)
 			})
 		})
