@@ -141,7 +141,7 @@ type conn struct {
 	closed atomic.Bool
 }
 
-func (c *conn) SetDeadline(time.Time) error { c.closed.Store(true); return nil }
+func (c *conn) SetWriteDeadline(time.Time) error { c.closed.Store(true); return nil }
 
 // failf ends the test.
 func (m *model) failf(format string, args ...any) {

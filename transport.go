@@ -335,7 +335,7 @@ func (c *call) send() (anew bool) {
 	w.Context, w.Gate, w.Watch, w.Cancel = c.Context, c.gate, c.watch, c.canceled()
 	w.Length = c.req.ContentLength
 	w.Dials, w.PlainIsHTTP1 = c.t.connections(c.req)
-	w.MayResend = !c.hasBody() || c.req.GetBody != nil
+	w.MayResend = !c.hasBody()
 	a.req = *c.req.WithContext(w.Trace(c.ticket))
 	var body io.Closer = http.NoBody
 	if c.hasBody() {
@@ -394,7 +394,7 @@ func (c *call) body(a *attempt) io.Closer {
 	}
 	if c.req.GetBody != nil && w.Length > 0 && w.Length <= maxInMemory {
 		if body := c.source.InMemory(); body != nil {
-			a.req.Body = body
+			a.req.Body, a.req.GetBody = body, w.GetBody(c.req.GetBody)
 			return body
 		}
 	}
@@ -402,16 +402,16 @@ func (c *call) body(a *attempt) io.Closer {
 	a.req.Body = w.Body
 	if c.req.GetBody != nil {
 		// For what net/http sends again by itself.
-		a.req.GetBody = func() (io.ReadCloser, error) {
+		a.req.GetBody = w.GetBody(func() (io.ReadCloser, error) {
 			body, err := c.req.GetBody()
 			if err != nil || body == nil {
 				return body, err
 			}
 			return replay.New(body, 0).Attempt(w.Length, w), nil
-		}
+		})
 	} else if source := c.source; c.replayable() > 0 {
 		// An HTTP/2 server that leaves ignores the streams it has not processed.
-		a.req.GetBody = func() (io.ReadCloser, error) { return source.Resend(c.Context, w.Length, w) }
+		a.req.GetBody = w.GetBody(func() (io.ReadCloser, error) { return source.Resend(c.Context, w.Length, w) })
 	}
 	return w.Body
 }

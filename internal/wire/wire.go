@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"io"
 	"net"
 	"net/http/httptrace"
 	"sync"
@@ -40,7 +41,7 @@ type Wire struct {
 	Watch           *arrival.Watch        // of all attempts that share the gate
 	Cancel          <-chan struct{}       // Request.Cancel
 	Dials           bool                  // who waits for a connection waits for a dial
-	MayResend       bool                  // the body can be sent again by net/http: there is none, or GetBody
+	MayResend       bool                  // net/http may send it again even if it is refused: it has no body
 	Length          int64                 // of the body; negative: unknown
 	PlainIsHTTP1    bool                  // a connection without TLS is not shared by several requests
 	Body            *replay.Attempt       // nil: none, or in memory
@@ -157,13 +158,27 @@ func (w *Wire) refuse(c net.Conn, err error) bool {
 	}
 	switch {
 	case w.alone(c):
-		c.SetDeadline(time.Unix(1, 0))
+		c.SetWriteDeadline(time.Unix(1, 0))
 		return true
 	case c == nil:
 		return false
 	}
 	_, shared := c.(*tls.Conn)
 	return shared && (w.Context.Err() != nil || err == gate.ErrCanceled)
+}
+
+// GetBody returns a GetBody for the attempt that fails once it is refused. Else
+// net/http would go on with the next idle connection, which would be lost, too.
+func (w *Wire) GetBody(get func() (io.ReadCloser, error)) func() (io.ReadCloser, error) {
+	return func() (io.ReadCloser, error) {
+		w.mu.Lock()
+		err := w.refused
+		w.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+		return get()
+	}
 }
 
 // wroteRequest counts for the only wire request. Once there is another one, it
