@@ -1,8 +1,10 @@
 package clarifaihttp_test
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"slices"
@@ -114,5 +116,41 @@ func TestTakesOverWhatArrivedLongAgo(t *testing.T) {
 		if p, a := limiter.permitted.Load(), limiter.arrived.Load(); p != 4 || a != p {
 			t.Errorf("%d permissions and %d arrivals, want 4", p, a)
 		}
+	})
+}
+
+// TestDeadHostAfterPause has many requests to a host that no dial gets through to
+// ahead of one to another host, when a pause ends.
+func TestDeadHostAfterPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		handler := new(throttletest.Handler)
+		server := throttletest.NewServer(handler)
+		defer server.Close()
+		base := server.Client().Transport.(*http.Transport)
+		dial := base.DialContext
+		base.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr == "dead:80" {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return dial(ctx, network, addr)
+		}
+		th := new(clarifaihttp.Throttle)
+		rt := forAll(base, th)
+		ctx, cancel := context.WithCancel(patient(t, time.Hour))
+		handler.HaltFor(0)
+		short, stop := context.WithTimeout(ctx, time.Second)
+		defer stop()
+		fetch(short, rt, server.URL, nil)
+		var wg sync.WaitGroup
+		for range 60 {
+			wg.Go(func() { fetch(ctx, rt, "http://dead", nil) })
+		}
+		time.Sleep(time.Second)
+		served(t, together(ctx, rt, server.URL, 1), 25*time.Second)
+		cancel()
+		wg.Wait()
+		base.CloseIdleConnections()
+		idle(t, th)
 	})
 }
