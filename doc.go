@@ -51,7 +51,8 @@
 // response's Retry-After. Then one request goes alone, the probe. If it is served,
 // the others go. They also go Window after the probe was written, or Backoff after
 // its start. If the probe is throttled, the next pause is twice as long, up to
-// MaxBackoff. If it fails or is canceled, another request is the probe.
+// MaxBackoff. If it fails or is canceled, another request is the probe. If three probes
+// wait for a dial in vain, the others go.
 //
 // From the first throttled response on, the Throttle also keeps starts apart, by a
 // rate that begins low and rises as in TCP CUBIC (RFC 9438, section 4.2). An hour

@@ -2,6 +2,9 @@ package gate
 
 import "time"
 
+// hungProbes is how many probes may get no connection before others go, too.
+const hungProbes = 3
+
 // A pause is what the account does after a throttled response. It is in one of four
 // states:
 //
@@ -13,7 +16,7 @@ import "time"
 //	 │                 a request is let go       │ the probe fails, is canceled, or
 //	 │                                  v        │ comes back as a bare 429
 //	 └────────────────────────────── probing ────┴──────────┘
-//	  the probe is served, or over by time
+//	  the probe is served, or over by time, or the third that hangs
 //
 // Open, all requests may go. Due, one may go: the probe. Paused and probing, none
 // may. Served is each response that is not throttled, a 500, too. Of three probes in
@@ -34,6 +37,7 @@ type pause struct {
 	probe      *Ticket   // under way; nil: none
 	over       time.Time // when the probe is over by time
 	bare       int       // probes in a row that came back as bare 429s
+	hung       int       // probes since the latest began that got no connection
 }
 
 func (p *pause) paused(now time.Time) bool { return now.Before(p.until) }
@@ -51,7 +55,7 @@ func (p *pause) begin(tk *Ticket, v Verdict, now time.Time) {
 	p.count++
 	p.until = now.Add(p.wait(v, p.row))
 	p.unproven, p.suspicious = true, v.Bare
-	p.wanted, p.probe, p.bare = true, nil, 0
+	p.wanted, p.probe, p.bare, p.hung = true, nil, 0, 0
 }
 
 // wait returns how long to pause for v, after so many probes that were
@@ -137,6 +141,17 @@ func (p *pause) written(tk *Ticket, now time.Time) {
 func (p *pause) lost(tk *Ticket) {
 	if p.probe == tk {
 		p.probe = nil
+	}
+}
+
+// hangs notes that tk waits too long for a connection. If it is the probe, the
+// next one is due; after some of them probing is over, for those behind them
+// would wait for each.
+func (p *pause) hangs(tk *Ticket) {
+	if p.probe == tk {
+		p.probe = nil
+		p.hung++
+		p.wanted = p.hung < hungProbes
 	}
 }
 
