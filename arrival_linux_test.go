@@ -275,11 +275,7 @@ func TestStall(t *testing.T) {
 				base := c.base(t, 2<<20, !asked)
 				c.connect(t, base, 100) // nobody shakes hands while the server stalls
 				rt := clarifaihttp.NewTransport(base, clarifaihttp.WithLogger(quiet))
-				time.AfterFunc(1200*ms, func() {
-					stall.Lock()
-					time.Sleep(2 * time.Second)
-					stall.Unlock()
-				})
+				time.AfterFunc(1200*ms, func() { stall.Lock(); time.Sleep(2 * time.Second); stall.Unlock() })
 				late, err := postAll(t, rt, c.URL, 30_000, 100, 5*time.Second)
 				n, headers, ends := c.arrived()
 				t.Logf("%d arrived; at most %d a second at the headers, %d at the body's end; goroutines ran up to %v late", n, headers, ends, late.Round(ms))

@@ -62,6 +62,22 @@ func BenchmarkLongestHold(b *testing.B) {
 	}
 }
 
+// BenchmarkStandAside has requests join the line during a pause whose calls had
+// bare 429s. It costs the same for each, however many they are.
+func BenchmarkStandAside(b *testing.B) {
+	g := New(Config{Limit: 1000, Window: time.Second, Backoff: time.Hour, MaxBackoff: time.Hour, Transit: 250 * time.Millisecond})
+	tk := NewTicket(3, time.Time{})
+	if err := g.enter(tk); err != nil {
+		b.Fatal(err)
+	}
+	g.Throttled(tk, Verdict{})
+	for b.Loop() {
+		if err := g.enter(tk.Retry(time.Second)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // enter puts tk in the line, without anybody who waits for it.
 func (g *Gate) enter(tk *Ticket) error {
 	g.mu.Lock()
