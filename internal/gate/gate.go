@@ -246,6 +246,10 @@ func (g *Gate) elapse(at time.Time) {
 func (g *Gate) advance(now time.Time) {
 	for g.line.len() > 0 {
 		again, ok := g.may(now)
+		if !ok && g.line.ranks[holder].n == 0 { // nor may anyone take over
+			g.wake(again, now)
+			return
+		}
 		tk := g.head()
 		ask := g.limiter != nil && !tk.excused
 		if (!ok || ask) && g.takeOver(tk, now) {
