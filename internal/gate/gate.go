@@ -376,8 +376,12 @@ func (g *Gate) take(tk *Ticket, now time.Time) {
 	tk.signal()
 }
 
-// use puts a slot in use for tk. It requires mu.
+// use puts a slot in use for tk, unless it has one: a base may call hooks in any
+// order. It requires mu.
 func (g *Gate) use(tk *Ticket) {
+	if tk.held() {
+		return
+	}
 	g.slots.add(tk)
 	if !tk.got {
 		g.unconnected++
