@@ -403,7 +403,7 @@ func (m *model) throttle(c *caller, r refusal) {
 		until = now.Add(time.Duration(wait * 1e9))
 		m.pauses++
 		m.forBare, m.bareProbes = r.bare, 0
-		m.probing, m.probe, m.run, m.hungProbes = true, nil, nil, 0
+		m.probing, m.probe, m.run = true, nil, nil
 	case late && now.Before(m.pausedUntil) && (!r.bare || m.forBare):
 		end := now.Add(m.backoff)
 		if asked >= 0 {

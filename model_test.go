@@ -58,7 +58,6 @@ type model struct {
 	probing     bool      // there must be a probe before others go
 	probe       *wireRequest
 	probeEnd    time.Time
-	hungProbes  int            // since the pause
 	run         []*wireRequest // let go since, of calls without a bare 429 and no probes
 	pace        modelPace
 
@@ -198,10 +197,6 @@ func (m *model) tick(at time.Time) {
 		case lapsed >= m.limit:
 			first.lapses = first.lapses.Add(m.hold)
 		default:
-			if m.probe == first {
-				m.hungProbes++
-				m.probing = m.hungProbes < 3
-			}
 			m.giveBack(first)
 			first.lapsed = true
 		}

@@ -223,7 +223,9 @@ func (g *Gate) now() time.Time {
 			g.slots.set(tk, tk.slot.free.Add(g.hold))
 			continue
 		}
-		g.pause.hangs(tk)
+		if tk.dials {
+			g.pause.hangs(tk)
+		}
 		g.giveBack(tk)
 		tk.lapsed = true
 		g.lapsed++

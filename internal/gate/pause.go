@@ -2,7 +2,7 @@ package gate
 
 import "time"
 
-// hungProbes is how many probes may get no connection before others go, too.
+// hungProbes is how many probes may wait for a dial in vain before others go, too.
 const hungProbes = 3
 
 // A pause is what the account does after a throttled response. It is in one of four
@@ -37,7 +37,7 @@ type pause struct {
 	probe      *Ticket   // under way; nil: none
 	over       time.Time // when the probe is over by time
 	bare       int       // probes in a row that came back as bare 429s
-	hung       int       // probes since the latest began that got no connection
+	hung       int       // probes since the latest began whose dials hang
 }
 
 func (p *pause) paused(now time.Time) bool { return now.Before(p.until) }
@@ -144,7 +144,7 @@ func (p *pause) lost(tk *Ticket) {
 	}
 }
 
-// hangs notes that tk waits too long for a connection. If it is the probe, the
+// hangs notes that tk waits too long for a dial. If it is the probe, the
 // next one is due; after some of them probing is over, for those behind them
 // would wait for each.
 func (p *pause) hangs(tk *Ticket) {
