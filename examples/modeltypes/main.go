@@ -34,7 +34,8 @@ const usage = `usage: modeltypes [-json] [-neighbour] [-per-page n]
 
 Lists Clarifai's model types, all pages of them, within the API's rate limit.
 
-  -json        print a JSON array of all that the API says, instead of a table
+  -json        print a JSON array of all that the API says, titles and
+               descriptions for example, instead of a table
   -neighbour   let another user of the account use up the built-in server's
                limit first
   -per-page n  ask for n model types in a page, 1 to 1000 (default 20)
@@ -50,7 +51,10 @@ exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted
 const (
 	maxPerPage = 1000
 	maxBody    = 16 << 20
-	maxCell    = 36 // of paths in the table
+
+	// An ID of 28 characters, two gaps and these make a table of 80 columns.
+	maxInput  = 20
+	maxOutput = 28
 )
 
 func main() {
@@ -159,13 +163,13 @@ func (p *program) list(ctx context.Context, o options) (types []listed, err erro
 			return nil, fmt.Errorf("built-in server: %w", err)
 		}
 		defer api.stop()
-		p.screen.line("No CLARIFAI_PAT: a built-in server at %s answers, with %d model types", api.base, len(builtin))
+		p.screen.line("No CLARIFAI_PAT is set: a built-in server answers at %s", api.base)
 		p.screen.line("It throttles as Clarifai does: beyond %d requests a second it halts for %v", limit, halt)
 		if o.base != "" {
 			p.screen.line("CLARIFAI_API_BASE is not used without CLARIFAI_PAT")
 		}
 		if o.neighbour {
-			p.screen.line("Neighbour: another user sends %d requests, the limit is used up", account.Take(limit))
+			p.screen.line("Neighbour: another user sends %d requests and uses up the limit", account.Take(limit))
 		}
 	} else {
 		p.screen.line("Asking %s", api.base)
@@ -190,7 +194,7 @@ func (p *program) list(ctx context.Context, o options) (types []listed, err erro
 		p.screen.line("Page %d: %d model types", page, len(batch))
 		if len(batch) < o.perPage {
 			s := throttle.Stats()
-			p.screen.line("%d model types by %d requests: %d throttled, %v waited",
+			p.screen.line("%d model types by %d requests: %d throttled, %v waited\n",
 				len(types), s.Attempts, s.Throttled, s.Waited.Round(100*time.Millisecond))
 			return types, nil
 		}
@@ -282,24 +286,28 @@ func printJSON(w io.Writer, types []listed) error {
 	return e.Encode(types)
 }
 
+// printTable shows what tells model types apart: a title repeats its ID.
 func printTable(w io.Writer, types []listed) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "ID\tTITLE\tINPUT\tOUTPUT")
+	fmt.Fprintln(t, "ID\tINPUT\tOUTPUT")
 	for _, m := range types {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", clean(m.ID), clean(m.Title), paths(m.InputFields), paths(m.OutputFields))
+		fmt.Fprintf(t, "%s\t%s\t%s\n", clean(m.ID), paths(m.InputFields, maxInput), paths(m.OutputFields, maxOutput))
 	}
 	return t.Flush()
 }
 
-// paths joins the paths of fields, cut to what a table bears.
-func paths(fields []field) string {
+// shorter makes of "regions[...].data.concepts" what says as much.
+var shorter = strings.NewReplacer("[...]", "[]", ".data.", ".")
+
+// paths joins the paths of fields, cut to at most so many characters.
+func paths(fields []field, most int) string {
 	var names []string
 	for _, f := range fields {
-		names = append(names, clean(f.Path))
+		names = append(names, shorter.Replace(clean(f.Path)))
 	}
 	s := []rune(strings.Join(names, ", "))
-	if len(s) > maxCell {
-		s = append(s[:maxCell-3], []rune("...")...)
+	if len(s) > most {
+		s = append(s[:most-3], []rune("...")...)
 	}
 	return cmp.Or(string(s), "-")
 }

@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -82,17 +83,29 @@ func (r result) check(t *testing.T, status int, stderr ...string) {
 
 func TestTable(t *testing.T) {
 	r := do(t, nil)
-	r.check(t, 0, "built-in server at http://127.0.0.1:", "46 model types", "Page 1: 20", "Page 2: 20", "Page 3: 6", "46 model types by 3 requests: 0 throttled, 0s waited")
+	r.check(t, 0, "built-in server answers at http://127.0.0.1:", "Page 1: 20", "Page 2: 20", "Page 3: 6", "46 model types by 3 requests: 0 throttled, 0s waited")
 	lines := strings.Split(strings.TrimSpace(r.stdout), "\n")
 	if len(lines) != 1+len(builtin) {
 		t.Fatalf("%d lines, want a head and %d model types:\n%s", len(lines), len(builtin), r.stdout)
 	}
-	column := strings.Index(lines[0], "INPUT")
 	for i, m := range builtin {
-		line := lines[i+1]
-		if !strings.HasPrefix(line, m.ID+" ") || !strings.Contains(line, " "+m.Title+" ") ||
-			!strings.HasPrefix(line[column:], m.InputFields[0].Path) || len(line) > 120 {
-			t.Errorf("line %q for %+v", line, m)
+		want := []string{m.ID, paths(m.InputFields, maxInput), paths(m.OutputFields, maxOutput)}
+		if got := regexp.MustCompile(`  +`).Split(lines[i+1], -1); !slices.Equal(got, want) {
+			t.Errorf("line %q has cells %q, want %q", lines[i+1], got, want)
+		}
+		if strings.Contains(lines[i+1], "...") {
+			t.Errorf("line %q is cut", lines[i+1])
+		}
+	}
+	narrow(t, r)
+}
+
+// narrow makes sure that a screen of 80 columns shows r without wrapping.
+func narrow(t *testing.T, r result) {
+	t.Helper()
+	for line := range strings.Lines(r.stderr + r.stdout) {
+		if n := len(strings.TrimSuffix(line, "\n")); n > 80 {
+			t.Errorf("%d columns: %q", n, line)
 		}
 	}
 }
@@ -196,6 +209,7 @@ func TestNeighbour(t *testing.T) {
 		return r
 	}
 	plain, terminal := neighbour(t, false), neighbour(t, true)
+	narrow(t, plain)
 	plain.check(t, 0,
 		"Neighbour: another user sends 15 requests",
 		"CONN_THROTTLED (11005): exceeded limit of 15 requests per second\n",
@@ -435,15 +449,18 @@ func (full) Write([]byte) (int, error) { return 0, errors.New("no space left") }
 func TestPaths(t *testing.T) {
 	for _, test := range []struct {
 		fields []field
+		most   int
 		want   string
 	}{
-		{nil, "-"},
-		{fields("image, text"), "image, text"},
-		{[]field{{"\x1b[1mbold\t"}}, " [1mbold "},
-		{fields("frames[...].data.regions[...].data.concepts, frames[...].data"), "frames[...].data.regions[...].dat..."},
+		{nil, 9, "-"},
+		{fields("image, text"), 11, "image, text"},
+		{fields("image, text"), 10, "image, ..."},
+		{[]field{{"\x1b[1mbold\t"}}, 9, " [1mbold "},
+		{fields("frames[...].data.regions[...].data.concepts, frames[...].data"), 28, "frames[].regions[].concep..."},
+		{fields("frames[...].data.regions[...].data.concepts"), 28, "frames[].regions[].concepts"},
 	} {
-		if got := paths(test.fields); got != test.want {
-			t.Errorf("%v: %q, want %q", test.fields, got, test.want)
+		if got := paths(test.fields, test.most); got != test.want {
+			t.Errorf("%v, at most %d: %q, want %q", test.fields, test.most, got, test.want)
 		}
 	}
 }

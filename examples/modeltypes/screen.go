@@ -67,7 +67,7 @@ func (s *screen) sending(page int) {
 	s.throttled = false
 	s.mu.Unlock()
 	if again {
-		s.line("Probe: the pause is over, page %d is asked for again, alone", page)
+		s.line("Probe: page %d is asked for again, alone", page)
 	}
 }
 
