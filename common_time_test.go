@@ -13,24 +13,11 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/simnet"
 )
 
 // sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		// Several goroutines of a bubble that receive from expired timers at the
-		// same time crash the race detector of Go 1.26.
-		return context.Cause(ctx)
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
+var sleep = simnet.Sleep
 
 // A timeline records when things happened, since it was made.
 type timeline struct {

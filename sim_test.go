@@ -12,65 +12,9 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/simnet"
 	"example.com/clarifaihttp/throttletest"
 )
-
-// A network is a base without sockets, for virtual time: a request takes a
-// random time to the server, is served or throttled, and the answer takes a
-// random time back. It fires the hooks of httptrace as net/http does.
-type network struct {
-	server  *throttletest.Handler
-	jitter  time.Duration // one way: uniform between 0 and this
-	service func(*rand.Rand) time.Duration
-	bare    bool // throttled responses come from a gateway, without Clarifai's status
-
-	mu  sync.Mutex
-	rng *rand.Rand
-}
-
-func newNetwork(server *throttletest.Handler, jitter time.Duration, service func(*rand.Rand) time.Duration) *network {
-	return &network{server: server, jitter: jitter, service: service, rng: rand.New(rand.NewPCG(1, uint64(jitter)))}
-}
-
-// fixed is a service time.
-func fixed(d time.Duration) func(*rand.Rand) time.Duration {
-	return func(*rand.Rand) time.Duration { return d }
-}
-
-// between is a service time uniform between a and b.
-func between(a, b time.Duration) func(*rand.Rand) time.Duration {
-	return func(r *rand.Rand) time.Duration { return a + time.Duration(r.Int64N(int64(b-a))) }
-}
-
-func (n *network) RoundTrip(req *http.Request) (*http.Response, error) {
-	n.mu.Lock()
-	there := time.Duration(n.rng.Int64N(int64(n.jitter) + 1))
-	back := time.Duration(n.rng.Int64N(int64(n.jitter) + 1))
-	service := n.service(n.rng)
-	n.mu.Unlock()
-	broken := req.Header.Get("Broken") != ""
-
-	sent(req)
-	if err := sleep(req.Context(), there); err != nil {
-		return nil, err
-	}
-	served := n.server.Allow(time.Now())
-	if served {
-		if err := sleep(req.Context(), service); err != nil {
-			return nil, err
-		}
-	}
-	if err := sleep(req.Context(), back); err != nil {
-		return nil, err
-	}
-	switch {
-	case broken, !served && n.bare:
-		return respond(http.StatusTooManyRequests, "slow down"), nil
-	case served:
-		return ok(), nil
-	}
-	return respond(http.StatusTooManyRequests, fmt.Sprintf(throttledBody, n.server.Limit)), nil
-}
 
 // flood sends requests from so many workers through each of the transports for
 // the time given.
@@ -126,7 +70,7 @@ func TestGoodput(t *testing.T) {
 		{name: "jitter 100ms", jitter: 100 * ms, least: 0.86},
 		{name: "jitter 300ms", jitter: 300 * ms, least: 0.77,
 			throttle: func() *clarifaihttp.Throttle { return &clarifaihttp.Throttle{Transit: 300 * ms} }},
-		{name: "inference of 2 to 30 s", workers: 512, service: between(2*time.Second, 30*time.Second), least: 0.78},
+		{name: "inference of 2 to 30 s", workers: 512, service: simnet.Between(2*time.Second, 30*time.Second), least: 0.78},
 		{name: "limit 100", limit: 100, least: 0.92,
 			throttle: func() *clarifaihttp.Throttle { return &clarifaihttp.Throttle{Limit: 100} }},
 		{name: "15 per minute", window: time.Minute, time: time.Hour, least: 0.99,
@@ -146,7 +90,7 @@ func TestGoodput(t *testing.T) {
 						tt.window = time.Second
 					}
 					if tt.service == nil {
-						tt.service = fixed(50 * ms)
+						tt.service = simnet.Fixed(50 * ms)
 					}
 					if tt.workers == 0 {
 						tt.workers = max(64, 2*tt.limit)
@@ -156,7 +100,7 @@ func TestGoodput(t *testing.T) {
 					}
 					server := &throttletest.Handler{Limit: tt.limit, Window: tt.window, Algorithm: algorithm}
 					th := tt.throttle()
-					flood(t, tt.time, tt.workers, clarifaihttp.NewTransport(newNetwork(server, tt.jitter, tt.service), clarifaihttp.WithThrottle(th)))
+					flood(t, tt.time, tt.workers, clarifaihttp.NewTransport(simnet.New(server, tt.jitter, tt.service), clarifaihttp.WithThrottle(th)))
 					stats := server.Stats()
 					goodput := float64(stats.Served) / (float64(tt.limit) * float64(tt.time) / float64(tt.window))
 					t.Logf("goodput %.1f %%, %+v", 100*goodput, stats)
@@ -187,8 +131,8 @@ func TestForeignProcesses(t *testing.T) {
 					server := &throttletest.Handler{Limit: 15}
 					var transports []http.RoundTripper
 					for i := range processes {
-						n := newNetwork(server, 20*time.Millisecond, fixed(50*time.Millisecond))
-						n.rng = rand.New(rand.NewPCG(uint64(run), uint64(i)))
+						n := simnet.New(server, 20*time.Millisecond, simnet.Fixed(50*time.Millisecond))
+						n.Rand = rand.New(rand.NewPCG(uint64(run), uint64(i)))
 						transports = append(transports, clarifaihttp.NewTransport(n, clarifaihttp.WithLogger(quiet)))
 					}
 					flood(t, d, 64, transports...)
@@ -208,7 +152,7 @@ func TestLearnedLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const d = 300 * time.Second
 		server := &throttletest.Handler{Limit: 5}
-		flood(t, d, 64, clarifaihttp.NewTransport(newNetwork(server, 20*ms, fixed(50*ms)), clarifaihttp.WithLogger(quiet)))
+		flood(t, d, 64, clarifaihttp.NewTransport(simnet.New(server, 20*ms, simnet.Fixed(50*ms)), clarifaihttp.WithLogger(quiet)))
 		stats := server.Stats()
 		goodput := float64(stats.Served) / (5 * d.Seconds())
 		t.Logf("goodput %.1f %%, %+v", 100*goodput, stats)
@@ -226,7 +170,7 @@ func TestLearnedLimit(t *testing.T) {
 func TestHaltThatRestarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := &throttletest.Handler{Halt: 40 * time.Second, RestartHalt: true}
-		rt := clarifaihttp.NewTransport(newNetwork(server, 20*ms, fixed(50*ms)), clarifaihttp.WithLogger(quiet))
+		rt := clarifaihttp.NewTransport(simnet.New(server, 20*ms, simnet.Fixed(50*ms)), clarifaihttp.WithLogger(quiet))
 		server.HaltFor(0)
 		begin := time.Now()
 		all(t, rt, 40)
@@ -244,9 +188,9 @@ func TestNeighbour(t *testing.T) {
 		workers int
 		least   float64 // of what the neighbour leaves
 	}{
-		{"fast answers", fixed(50 * ms), 64, 0.7},
+		{"fast answers", simnet.Fixed(50 * ms), 64, 0.7},
 		// Here no probe is answered before it is waved through.
-		{"inference of 2 to 30 s", between(2*time.Second, 30*time.Second), 512, 0.6},
+		{"inference of 2 to 30 s", simnet.Between(2*time.Second, 30*time.Second), 512, 0.6},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -258,7 +202,7 @@ func TestNeighbour(t *testing.T) {
 						server.Take(1)
 					}
 				}()
-				flood(t, d, tt.workers, clarifaihttp.NewTransport(newNetwork(server, 20*ms, tt.service), clarifaihttp.WithLogger(quiet)))
+				flood(t, d, tt.workers, clarifaihttp.NewTransport(simnet.New(server, 20*ms, tt.service), clarifaihttp.WithLogger(quiet)))
 				cancel()
 				stats := server.Stats()
 				goodput := float64(stats.Served) / (10 * d.Seconds())
@@ -287,8 +231,13 @@ func TestGateway(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const d = 600 * time.Second
-				n := newNetwork(tt.server, 20*ms, fixed(50*ms))
-				n.bare = true
+				n := simnet.New(tt.server, 20*ms, simnet.Fixed(50*ms))
+				n.Answer = func(_ *http.Request, served bool) *http.Response {
+					if served {
+						return nil
+					}
+					return respond(http.StatusTooManyRequests, "slow down")
+				}
 				tt.server.HaltFor(0)
 				flood(t, d, 64, clarifaihttp.NewTransport(n, clarifaihttp.WithLogger(quiet)))
 				stats := tt.server.Stats()
@@ -308,7 +257,13 @@ func TestBrokenEndpoint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const d = 600 * time.Second
 		server := new(throttletest.Handler)
-		n := newNetwork(server, 20*ms, fixed(50*ms))
+		n := simnet.New(server, 20*ms, simnet.Fixed(50*ms))
+		n.Answer = func(req *http.Request, _ bool) *http.Response {
+			if req.Header.Get("Broken") == "" {
+				return nil
+			}
+			return respond(http.StatusTooManyRequests, "slow down")
+		}
 		th := new(clarifaihttp.Throttle)
 		rt := clarifaihttp.NewTransport(n, clarifaihttp.WithLogger(quiet), clarifaihttp.WithThrottle(th))
 		ctx, cancel := context.WithCancel(t.Context())

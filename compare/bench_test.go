@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"example.com/clarifaihttp/internal/simnet"
 )
 
 // BenchmarkClients measures what each client costs beside none, while nothing
@@ -21,7 +23,7 @@ func BenchmarkClients(b *testing.B) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "application/json")
-		io.WriteString(w, servedBody)
+		io.WriteString(w, simnet.ServedBody)
 	}))
 	defer server.Close()
 	ample := quota{limit: 1e6, window: time.Millisecond}
@@ -72,7 +74,7 @@ type stub struct{}
 var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
 func (stub) RoundTrip(req *http.Request) (*http.Response, error) {
-	fireHooks(req.Context())
+	simnet.Sent(req.Context())
 	if req.Body != nil {
 		buf := buffers.Get().(*[32 << 10]byte)
 		for err := error(nil); err == nil; {
@@ -81,5 +83,5 @@ func (stub) RoundTrip(req *http.Request) (*http.Response, error) {
 		buffers.Put(buf)
 		req.Body.Close()
 	}
-	return respond(req, http.StatusOK, servedBody), nil
+	return simnet.Respond(req, http.StatusOK, simnet.ServedBody), nil
 }

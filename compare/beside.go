@@ -17,6 +17,8 @@ import (
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
 	"gonum.org/v1/plot/vg/vgsvg"
+
+	"example.com/clarifaihttp/internal/simnet"
 )
 
 // Beside: an interactive user beside a batch, on one account. All requests of
@@ -45,7 +47,7 @@ func beside(t *testing.T, c client, batch int, priority string) (s side) {
 		for i := range batch {
 			w.workers.Go(func() {
 				for !w.call(w.ctx, i) && w.ctx.Err() == nil {
-					sleep(w.ctx, backoff)
+					simnet.Sleep(w.ctx, backoff)
 				}
 			})
 		}
@@ -57,7 +59,7 @@ func beside(t *testing.T, c client, batch int, priority string) (s side) {
 				defer cancel()
 				begin := time.Now()
 				for ask(ctx, w.clients[i%len(w.clients)], priority) != nil && ctx.Err() == nil {
-					sleep(ctx, afterError)
+					simnet.Sleep(ctx, afterError)
 				}
 				waits <- min(time.Since(begin), patience)
 			})

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"example.com/clarifaihttp/internal/simnet"
 	"example.com/clarifaihttp/throttletest"
 )
 
@@ -24,7 +25,7 @@ func bodyFate(t *testing.T, c client, stream bool) (fate string) {
 		handler.Next = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			n, _ := io.Copy(io.Discard, r.Body)
 			got = int(n)
-			io.WriteString(w, servedBody)
+			io.WriteString(w, simnet.ServedBody)
 		})
 		server := throttletest.NewServer(handler)
 		defer server.Close()

@@ -18,6 +18,7 @@ import (
 	"resty.dev/v3"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/simnet"
 )
 
 const (
@@ -242,7 +243,7 @@ func (t byHand) RoundTrip(req *http.Request) (*http.Response, error) {
 			resp.Body = io.NopCloser(bytes.NewReader(b))
 			return resp, nil
 		}
-		if err := sleep(req.Context(), backoff); err != nil {
+		if err := simnet.Sleep(req.Context(), backoff); err != nil {
 			return nil, err
 		}
 		if req.Body != nil {
@@ -300,7 +301,7 @@ func (t gitHubSpeaking) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	io.Copy(io.Discard, resp.Body)
 	resp.Body.Close()
-	translated := respond(req, http.StatusForbidden, `{"message":"You have exceeded a secondary rate limit. Please wait a few minutes before you try again."}`)
+	translated := simnet.Respond(req, http.StatusForbidden, `{"message":"You have exceeded a secondary rate limit. Please wait a few minutes before you try again."}`)
 	translated.Header.Set("Retry-After", "15")
 	return translated, nil
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"example.com/clarifaihttp/internal/simnet"
 	"example.com/clarifaihttp/throttletest"
 )
 
@@ -47,15 +48,15 @@ func measureImages(t *testing.T, clients []client, d time.Duration) (all []figur
 // counts a request at its headers, up to the usual jitter after they came, and
 // reads the body in any case.
 func images(ctx context.Context, c client, d time.Duration) figures {
-	w := &world{network: new(network), ctx: ctx, begin: time.Now()}
+	w := &world{ctx: ctx, begin: time.Now()}
 	account := &throttletest.Handler{Limit: limit, Window: window, Halt: usual.halt, Algorithm: usual.algorithm}
 	account.Next = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		w.network.mu.Lock()
+		w.mu.Lock()
 		w.served = append(w.served, time.Now())
-		w.network.mu.Unlock()
-		if _, err := io.Copy(io.Discard, r.Body); err == nil && sleep(r.Context(), imageAnswer) == nil {
+		w.mu.Unlock()
+		if _, err := io.Copy(io.Discard, r.Body); err == nil && simnet.Sleep(r.Context(), imageAnswer) == nil {
 			rw.Header().Set("Content-Type", "application/json")
-			io.WriteString(rw, servedBody)
+			io.WriteString(rw, simnet.ServedBody)
 		}
 	})
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
@@ -77,7 +78,7 @@ func images(ctx context.Context, c client, d time.Duration) figures {
 		w.workers.Go(func() {
 			for ctx.Err() == nil {
 				if !w.upload(client, server.URL, image) {
-					sleep(ctx, afterError)
+					simnet.Sleep(ctx, afterError)
 				}
 			}
 		})

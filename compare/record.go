@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"example.com/clarifaihttp/internal/simnet"
 	"example.com/clarifaihttp/throttletest"
 )
 
@@ -141,7 +142,7 @@ func measureFlood(t *testing.T, c client, d time.Duration) map[condition]figures
 }
 
 func measureOne(t *testing.T, c client, cond condition, d time.Duration) figures {
-	w := flooded(t, c, setting{cond.algorithm, cond.halt, cond.jitter, fixed(50 * time.Millisecond)}, workers, d)
+	w := flooded(t, c, setting{cond.algorithm, cond.halt, cond.jitter, simnet.Fixed(50 * time.Millisecond)}, workers, d)
 	return figuresOf(w, w.goodput(d))
 }
 

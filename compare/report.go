@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"example.com/clarifaihttp/internal/simnet"
 )
 
 const whyNotTitle = "## Why not just ...\n\n"
@@ -21,7 +23,7 @@ Written by `+"`go -C compare run .`"+` with %s, not by hand. Time is virtual and
 
 An account of %d requests per second. The server takes 50 ms (inference: 2 to 30 s), a throttle %d ms; each way takes a random time, uniform between 0 and the jitter. A flood is %d workers that send as fast as their client lets them, for %.0f s, each waiting %.0f s after a call that failed; clients start %d ms after a boundary of the server's windows. Everything but the flood is on a sliding log with halts of %.0f s and a jitter of %d ms. Goodput is what was served of the limit. **Bold: better than %s.**
 
-`, runtime.Version(), limit, refusal.Milliseconds(), workers, period.Seconds(), afterError.Seconds(), phase.Milliseconds(), backoff.Seconds(), usualJitter.Milliseconds(), nameOurs)
+`, runtime.Version(), limit, simnet.Refusal.Milliseconds(), workers, period.Seconds(), afterError.Seconds(), phase.Milliseconds(), backoff.Seconds(), usualJitter.Milliseconds(), nameOurs)
 
 	b.WriteString("## Clients\n\n")
 	clientTable(&b, rs)

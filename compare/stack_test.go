@@ -19,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/simnet"
 	"example.com/clarifaihttp/throttletest"
 )
 
@@ -79,7 +80,7 @@ var quiet = clarifaihttp.WithLogger(slog.New(slog.DiscardHandler))
 // serve takes as long as a quick model.
 func serve(w http.ResponseWriter, _ *http.Request) {
 	time.Sleep(50 * time.Millisecond)
-	io.WriteString(w, servedBody)
+	io.WriteString(w, simnet.ServedBody)
 }
 
 // restCall is what Go's REST clients for Clarifai do: a new http.Client for
@@ -181,7 +182,7 @@ func TestRetryableAround(t *testing.T) {
 		case 1:
 			panic(http.ErrAbortHandler) // hangs up
 		default:
-			io.WriteString(w, servedBody)
+			io.WriteString(w, simnet.ServedBody)
 		}
 	}
 	withAccount(t, fails, func(t *testing.T, a account) {

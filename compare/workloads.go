@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"example.com/clarifaihttp/internal/simnet"
 	"example.com/clarifaihttp/throttletest"
 )
 
@@ -49,19 +50,20 @@ type setting struct {
 }
 
 // usual is the setting of all workloads but the flood.
-var usual = setting{algorithm: throttletest.SlidingLog, halt: backoff, jitter: usualJitter, service: fixed(50 * time.Millisecond)}
+var usual = setting{algorithm: throttletest.SlidingLog, halt: backoff, jitter: usualJitter, service: simnet.Fixed(50 * time.Millisecond)}
 
 // A world is one client in one setting, in virtual time.
 type world struct {
-	*network
+	server  *throttletest.Handler
 	ctx     context.Context // ends the workers
 	cancel  context.CancelFunc
 	workers sync.WaitGroup
 	clients []*http.Client // one per process
 	begin   time.Time
 
-	mu    sync.Mutex // guards calls
-	calls []call     // finished ones
+	mu     sync.Mutex  // guards all below
+	calls  []call      // finished ones
+	served []time.Time // when requests arrived that the server served; complete at the end
 }
 
 // A call is what a caller of the client sees.
@@ -78,27 +80,22 @@ func play(t *testing.T, c client, s setting, script func(*world)) *world {
 	t.Helper()
 	var w *world
 	synctest.Test(t, func(t *testing.T) {
-		w = &world{
-			network: &network{
-				server:  &throttletest.Handler{Limit: limit, Window: window, Halt: s.halt, Algorithm: s.algorithm},
-				jitter:  s.jitter,
-				service: s.service,
-				rng:     rand.New(rand.NewPCG(1, uint64(s.jitter))),
-			},
-		}
+		w = &world{server: &throttletest.Handler{Limit: limit, Window: window, Halt: s.halt, Algorithm: s.algorithm}}
+		network := simnet.New(w.server, s.jitter, s.service)
 		time.Sleep(phase)
 		w.begin = time.Now()
 		q := quota{limit: limit, window: window}
 		if s.jitter > defaultTransit {
 			q.transit = s.jitter
 		}
-		for _, rt := range c.open(w.network, q) {
+		for _, rt := range c.open(network, q) {
 			w.clients = append(w.clients, &http.Client{Transport: rt})
 		}
 		w.ctx, w.cancel = context.WithCancel(t.Context())
 		script(w)
 		w.cancel()
 		w.workers.Wait()
+		w.served = network.Served()
 	})
 	return w
 }
@@ -153,7 +150,7 @@ func (w *world) flood(workers int) {
 		w.workers.Go(func() {
 			for w.ctx.Err() == nil {
 				if !w.call(w.ctx, i) {
-					sleep(w.ctx, afterError)
+					simnet.Sleep(w.ctx, afterError)
 				}
 			}
 		})
@@ -216,7 +213,7 @@ func job(t *testing.T, c client) *world {
 			w.workers.Go(func() {
 				for i := range next {
 					if !w.call(w.ctx, i) {
-						sleep(w.ctx, afterError)
+						simnet.Sleep(w.ctx, afterError)
 					}
 				}
 			})
@@ -254,7 +251,7 @@ func inference(t *testing.T, c client, d time.Duration) *world {
 // slow is the setting of inference.
 var slow = func() setting {
 	s := usual
-	s.service = between(2*time.Second, 30*time.Second)
+	s.service = simnet.Between(2*time.Second, 30*time.Second)
 	return s
 }()
 
@@ -292,7 +289,7 @@ func neighbour(t *testing.T, c client, s setting, workers int, d time.Duration) 
 		w.workers.Go(func() {
 			for w.ctx.Err() == nil {
 				w.server.Take(1)
-				sleep(w.ctx, time.Second/neighbours)
+				simnet.Sleep(w.ctx, time.Second/neighbours)
 			}
 		})
 		w.flood(workers)
