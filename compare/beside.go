@@ -1,22 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"image/color"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"gonum.org/v1/plot"
-	"gonum.org/v1/plot/font"
-	"gonum.org/v1/plot/plotter"
-	"gonum.org/v1/plot/vg"
-	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgsvg"
 
 	"example.com/clarifaihttp/internal/simnet"
 )
@@ -27,7 +18,7 @@ import (
 // after a second.
 
 const (
-	batchSize   = 10_000
+	batchSize   = 6_000
 	askEvery    = 500 * time.Millisecond
 	askFor      = time.Minute
 	urgentest   = "u=0"
@@ -124,58 +115,4 @@ func besideSection(b *strings.Builder, rs records) {
 		row(b, names[i], cell(0.50), cell(0.99), fmt.Sprint(s.done))
 	}
 	b.WriteString("\n![how long an interactive user waits beside a batch](interactive.svg)\n")
-}
-
-// plotInteractive draws how long the user waits, by each client.
-func plotInteractive(rs records) string {
-	const width, rowHeight, space = 800, 22, 80
-	plot.DefaultFont = font.Font{Typeface: "Liberation", Variant: "Sans"}
-	names, sides := rs.sides()
-	slices.Reverse(names) // from the bottom
-	slices.Reverse(sides)
-
-	p := plot.New()
-	p.Title.Text = fmt.Sprintf("an interactive user beside a batch of %d: from the median to the 99th percentile", batchSize)
-	p.Title.TextStyle.Font.Size = 12
-	p.Title.Padding = 6
-	p.X.Label.Text = fmt.Sprintf("time until served (s); %.0f: not by then", patience.Seconds())
-	p.X.Label.Padding, p.X.Padding, p.Y.Padding = 4, 4, 4
-	p.X.Scale = plot.LogScale{}
-	p.X.Tick.Marker = plot.ConstantTicks{{Value: 0.1, Label: "0.1"}, {Value: 1, Label: "1"}, {Value: 10, Label: "10"}, {Value: 100, Label: "100"}, {Value: patience.Seconds(), Label: "300"}}
-	p.NominalY(names...)
-	p.Y.Tick.Length, p.Y.Width = 0, 0
-	grid := plotter.NewGrid()
-	p.Add(grid)
-	for i, s := range sides {
-		line, err := plotter.NewLine(plotter.XYs{
-			{X: s.quantile(0.50).Seconds(), Y: float64(i)},
-			{X: s.quantile(0.99).Seconds(), Y: float64(i)},
-		})
-		if err != nil {
-			panic(err) // not a number
-		}
-		ends, err := plotter.NewScatter(line.XYs)
-		if err != nil {
-			panic(err)
-		}
-		line.Color, line.Width = color.RGBA{R: 0x99, G: 0x99, B: 0x99, A: 0xff}, 3
-		if names[i] == nameOurs {
-			line.Color = color.RGBA{G: 0x72, B: 0xb2, A: 0xff} // as in the other pictures
-		}
-		ends.GlyphStyle = draw.GlyphStyle{Color: line.Color, Radius: 5, Shape: draw.CircleGlyph{}}
-		p.Add(line, ends)
-	}
-	p.X.Min, p.X.Max = 0.05, patience.Seconds()*1.1
-	p.Y.Min, p.Y.Max = -0.5, float64(len(sides))-0.5
-
-	canvas := vgsvg.New(width, vg.Length(rowHeight*len(sides)+space))
-	all := draw.New(canvas)
-	all.SetColor(color.White)
-	all.Fill(all.Rectangle.Path())
-	p.Draw(draw.Crop(all, 6, -12, 4, -4))
-	var svg bytes.Buffer
-	if _, err := canvas.WriteTo(&svg); err != nil {
-		panic(err) // a bytes.Buffer takes all
-	}
-	return strings.ReplaceAll(svg.String(), "font-family:Liberation Sans;", "font-family:Liberation Sans,Arial,Helvetica,sans-serif;")
 }
