@@ -78,7 +78,7 @@ const (
 var clients = []client{
 	{
 		name:  nameNone,
-		setup: "http.Client as it is; a throttle is an error.",
+		setup: "http.Client as it is; a throttled response is an error.",
 		open:  single(func(base http.RoundTripper, _ quota) http.RoundTripper { return base }),
 	},
 	{
@@ -89,7 +89,7 @@ var clients = []client{
 	},
 	{
 		name:   nameBurst,
-		setup:  "`rate.NewLimiter(15, 15).Wait` before each call; a throttle is an error.",
+		setup:  "`rate.NewLimiter(15, 15).Wait` before each call; a throttled response is an error.",
 		module: "golang.org/x/time",
 		open: single(func(base http.RoundTripper, q quota) http.RoundTripper {
 			return limited{base, rate.NewLimiter(rate.Limit(q.perSecond()), q.limit)}
@@ -97,7 +97,7 @@ var clients = []client{
 	},
 	{
 		name:   nameSmooth,
-		setup:  "`rate.NewLimiter(15, 1).Wait` before each call; a throttle is an error.",
+		setup:  "`rate.NewLimiter(15, 1).Wait` before each call; a throttled response is an error.",
 		module: "golang.org/x/time",
 		open: single(func(base http.RoundTripper, q quota) http.RoundTripper {
 			return limited{base, rate.NewLimiter(rate.Limit(q.perSecond()), 1)}
@@ -140,7 +140,7 @@ var clients = []client{
 	},
 	{
 		name:   nameGitHub,
-		setup:  "New(base) over an adapter that translates CONN_THROTTLED into GitHub's secondary limit with Retry-After: 15, the only throttle that it knows.",
+		setup:  "New(base) over an adapter that translates CONN_THROTTLED into GitHub's secondary limit with Retry-After: 15, the only such response that it knows.",
 		module: "github.com/gofri/go-github-ratelimit/v2",
 		open: single(func(base http.RoundTripper, _ quota) http.RoundTripper {
 			return github_ratelimit.New(gitHubSpeaking{base})
@@ -203,7 +203,7 @@ var clients = []client{
 func withMargin(name string, rps int, margin string) client {
 	return client{
 		name:   name,
-		setup:  fmt.Sprintf("`rate.NewLimiter(%d, 1).Wait` before each call, %s given up as a margin; a throttle is an error.", rps, margin),
+		setup:  fmt.Sprintf("`rate.NewLimiter(%d, 1).Wait` before each call, %s given up as a margin; a throttled response is an error.", rps, margin),
 		module: "golang.org/x/time",
 		margin: true,
 		open: single(func(base http.RoundTripper, q quota) http.RoundTripper {
@@ -276,8 +276,8 @@ func (t limited) RoundTrip(req *http.Request) (*http.Response, error) {
 // failsafeTransport composes the policies in the order that the documentation
 // of failsafe.With gives: the retry policy is the outer one, so that each of
 // its attempts takes a permit. A jitter is what its documentation of delays
-// offers against retries in step; without it does worse. ReturnLastFailure hands the throttle to the
-// caller where ExceededError would hide it.
+// offers against retries in step; without it does worse. ReturnLastFailure hands
+// the throttled response to the caller where ExceededError would hide it.
 func failsafeTransport(base http.RoundTripper, limiter ratelimiter.Builder[*http.Response]) http.RoundTripper {
 	retry := failsafehttp.NewRetryPolicyBuilder().
 		WithBackoff(backoff, maxBackoff).

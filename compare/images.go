@@ -32,7 +32,7 @@ func measureImages(t *testing.T, clients []client, d time.Duration) (all []figur
 	all = make([]figures, len(clients))
 	var wg sync.WaitGroup
 	for i, c := range clients {
-		wg.Go(func() { all[i] = images(ctx, c, d) })
+		wg.Go(func() { all[i] = uploaded(ctx, c, d) })
 	}
 	for ctx.Err() == nil {
 		const nap = 5 * time.Millisecond
@@ -44,10 +44,10 @@ func measureImages(t *testing.T, clients []client, d time.Duration) (all []figur
 	return all, late
 }
 
-// images uploads through c until ctx ends, after d, to a server of its own. It
+// uploaded uploads through c until ctx ends, after d, to a server of its own. It
 // counts a request at its headers, up to the usual jitter after they came, and
 // reads the body in any case.
-func images(ctx context.Context, c client, d time.Duration) figures {
+func uploaded(ctx context.Context, c client, d time.Duration) figures {
 	w := &world{ctx: ctx, begin: time.Now()}
 	account := &throttletest.Handler{Limit: limit, Window: window, Halt: usual.halt, Algorithm: usual.algorithm}
 	account.Next = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {

@@ -89,7 +89,6 @@ type record struct {
 	deadline  figures
 	neighbour figures
 	both      figures // slow inference beside the neighbour
-	images    figures
 
 	beside, besideUsual side // the user's requests being urgent, and not; the latter for ours
 
@@ -99,24 +98,35 @@ type record struct {
 
 type records []record
 
-func measure(t *testing.T, c client, d time.Duration) record {
-	r := record{
-		client: c,
-		flood:  measureFlood(t, c, d),
-		halted: map[throttletest.Algorithm]figures{},
-		burst:  map[int]figures{},
-		job:    figuresOf(job(t, c), 0),
-		body:   bodyFate(t, c, false),
-		stream: bodyFate(t, c, true),
+// parts fill a record, with floods of the duration given. They may run at the same
+// time.
+var parts = []func(*testing.T, *record, time.Duration){measureBeside, measureFloods, measureRest}
+
+func measureBeside(t *testing.T, r *record, _ time.Duration) {
+	r.beside = beside(t, r.client, batchSize, urgentest)
+	if r.ours {
+		r.besideUsual = beside(t, r.client, batchSize, "")
 	}
+}
+
+func measureFloods(t *testing.T, r *record, d time.Duration) {
+	r.flood = measureFlood(t, r.client, d)
+	if r.ours {
+		r.untold = measureUntold(t, r.client, d)
+	}
+}
+
+func measureRest(t *testing.T, r *record, d time.Duration) {
+	c := r.client
+	r.job = figuresOf(job(t, c), 0)
+	r.body, r.stream = bodyFate(t, c, false), bodyFate(t, c, true)
+	r.halted = map[throttletest.Algorithm]figures{}
 	for _, a := range panels {
 		r.halted[a] = figuresOf(halted(t, c, a), 0)
 	}
+	r.burst = map[int]figures{}
 	for _, n := range []int{limit, 2 * limit} {
 		r.burst[n] = figuresOf(burst(t, c, n), 0)
-	}
-	if c.ours {
-		r.untold = measureUntold(t, c, d)
 	}
 	w := inference(t, c, d)
 	r.inference = figuresOf(w, w.goodput(d))
@@ -126,11 +136,6 @@ func measure(t *testing.T, c client, d time.Duration) record {
 	r.neighbour = figuresOf(w, w.goodput(d)*left)
 	w = neighbour(t, c, slow, inferenceWorkers, d)
 	r.both = figuresOf(w, w.goodput(d)*left)
-	r.beside = beside(t, c, batchSize, urgentest)
-	if c.ours {
-		r.besideUsual = beside(t, c, batchSize, "")
-	}
-	return r
 }
 
 func measureFlood(t *testing.T, c client, d time.Duration) map[condition]figures {
@@ -182,6 +187,20 @@ func most[T int | float64](flood map[condition]figures, f func(figures) T) (grea
 		greatest = max(greatest, f(fig))
 	}
 	return greatest
+}
+
+// better returns in how many floods r has more goodput than ours, and in how many
+// of these it is not throttled.
+func (rs records) better(r record) (better, clean int) {
+	for _, cond := range conditions() {
+		if f := r.flood[cond]; !r.ours && f.goodput > rs.ours().flood[cond].goodput {
+			better++
+			if f.throttled == 0 {
+				clean++
+			}
+		}
+	}
+	return better, clean
 }
 
 // named returns the record of the client of that name.

@@ -9,28 +9,51 @@ import (
 	"time"
 
 	"example.com/clarifaihttp/internal/simnet"
+	"example.com/clarifaihttp/throttletest"
 )
 
-const whyNotTitle = "## Why not just ...\n\n"
+const summaryTitle = "## In short\n\n"
 
-// report returns RESULTS.md. Late is how late goroutines ran while the images were
-// measured.
-func report(rs records, late time.Duration) string {
+// words explains what stands in tables and pictures.
+func words() string {
+	var b strings.Builder
+	b.WriteString("Words:\n\n")
+	for _, w := range [][2]string{
+		{"goodput", "requests that are served, as a share of the limit"},
+		{"halt", "what the server does after a request too many: it throttles all requests of the account for a while"},
+		{"throttled", "answered CONN_THROTTLED instead of being served"},
+		{"jitter", "a request, and its answer, takes a random time to the other end: from 0 to this, uniformly"},
+		{throttletest.SlidingLog.String(), fmt.Sprintf("the server serves a request if it has served fewer than %d in the second before", limit)},
+		{throttletest.FixedWindow.String(), fmt.Sprintf("the server serves %d requests in each second of the clock, so up to %d at once around its beginning", limit, 2*limit)},
+		{throttletest.TokenBucket.String(), fmt.Sprintf("a bucket holds up to %d tokens and gains %d per second, evenly; each request that is served takes one", limit, limit)},
+		{"flood", "workers send as fast as their client lets them"},
+		{"neighbour", "another user of the account, who does not wait"},
+	} {
+		b.WriteString(fill("- **"+w[0]+"**: "+w[1]+".", "  "))
+	}
+	return b.String()
+}
+
+// report returns RESULTS.md, with this section on images.
+func report(rs records, images string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Results
 
-Written by `+"`go -C compare run .`"+` with %s, not by hand. Time is virtual and randomness seeded, but for the images: two runs differ only by the order of what happens at the same instant, and by jitter that some clients add.
+Written by `+"`go -C compare run . -w`"+` with %s, not by hand.
 
-An account of %d requests per second. The server takes 50 ms (inference: 2 to 30 s), a throttle %d ms; each way takes a random time, uniform between 0 and the jitter. A flood is %d workers that send as fast as their client lets them, for %.0f s, each waiting %.0f s after a call that failed; clients start %d ms after a boundary of the server's windows. Everything but the flood is on a sliding log with halts of %.0f s and a jitter of %d ms. Goodput is what was served of the limit. **Bold: better than %s.**
-
-`, runtime.Version(), limit, simnet.Refusal.Milliseconds(), workers, period.Seconds(), afterError.Seconds(), phase.Milliseconds(), backoff.Seconds(), usualJitter.Milliseconds(), nameOurs)
+`, runtime.Version())
+	b.WriteString(summaryTitle + summary(rs))
+	b.WriteString("\n## How it is measured\n\n" + words() + "\n")
+	b.WriteString(fill(fmt.Sprintf("Time is virtual and randomness seeded, but for the images. Two runs differ by the order of what happens at the same instant, and by the random delays of some clients. The server takes 50 ms (inference: 2 to 30 s), and %d ms for a throttled response. A flood has %d workers, lasts for %.0f s, and each worker waits for %.0f s after a call that failed. Clients start %d ms after a boundary of the server's windows. Everything but the flood has a sliding log, halts of %.0f s and a jitter of %d ms.",
+		simnet.Refusal.Milliseconds(), workers, period.Seconds(), afterError.Seconds(), phase.Milliseconds(), backoff.Seconds(), usualJitter.Milliseconds()), ""))
+	fmt.Fprintf(&b, "\n**Bold: better than %s.**\n\n", nameOurs)
 
 	b.WriteString("## Clients\n\n")
 	clientTable(&b, rs)
 	b.WriteString("\n## All floods at a glance\n\nThe lowest goodput, and the most of the rest, over all servers, halts and jitters below.\n\n")
 	worstTable(&b, rs)
 	untold := rs.ours().untold
-	fmt.Fprintf(&b, "\nWhere the jitter is more than Throttle.Transit's default of %d ms, %s is told so. Left alone there, its goodput is %s %% at worst, and up to %.1f of 1000 requests are throttled.\n",
+	fmt.Fprintf(&b, "\nWhere the jitter is more than Throttle.Transit's default of %d ms, Transit is raised to it for %s. With the default, its goodput is %s %% at worst there, and up to %.1f of 1000 requests are throttled.\n",
 		defaultTransit.Milliseconds(), nameOurs, percent(worst(untold).goodput), most(untold, func(f figures) float64 { return f.throttled }))
 	for _, halt := range halts {
 		fmt.Fprintf(&b, "\n## Goodput, %s\n\n%% of the limit, at a jitter of %s ms.\n\n", haltName(halt), jitterNames())
@@ -38,7 +61,7 @@ An account of %d requests per second. The server takes 50 ms (inference: 2 to 30
 		fmt.Fprintf(&b, "\n## Throttled per 1000 requests, %s\n\n", haltName(halt))
 		floodTable(&b, rs, halt, func(f figures) float64 { return f.throttled }, func(f, ours float64) bool { return f < ours })
 	}
-	b.WriteString("\n![goodput against jitter](goodput.svg)\n\n## Where another client is better\n\n")
+	b.WriteString("\n![goodput of each client](goodput.svg)\n\n## Where another client is better\n\n")
 	betterList(&b, rs)
 	fmt.Fprintf(&b, "\n## A job of %d requests\n\nBy %d workers; nobody sends a failed call again.\n\n", jobSize, workers)
 	jobTable(&b, rs)
@@ -46,14 +69,12 @@ An account of %d requests per second. The server takes 50 ms (inference: 2 to 30
 	burstTable(&b, rs)
 	fmt.Fprintf(&b, "\n## Slow inference, and a neighbour\n\nInference takes 2 to 30 s, %d workers. The neighbour takes %d requests per second of the account, goodput is the share of the other %d. Both: slow inference beside the neighbour.\n\n", inferenceWorkers, neighbours, limit-neighbours)
 	loadTable(&b, rs)
-	fmt.Fprintf(&b, "\n## Images\n\nUploads of %d kB with answers after %.0f s, by %d workers for %.0f s, over real sockets: HTTP/1.1 on loopback, where all clients run at the same time. The server counts a request up to %d ms after its headers came. Goroutines ran up to %d ms late.\n\n",
-		imageSize/1000, imageAnswer.Seconds(), workers, imagesFor.Seconds(), usual.jitter.Milliseconds(), late.Milliseconds())
-	imageTable(&b, rs)
+	b.WriteString("\n" + images)
 	fmt.Fprintf(&b, "\n## What a caller sees while the account is halted\n\n%d calls with a deadline of %.0f s, within %.0f s of the halt's begin: longest time until a caller knew, and requests that reached the server meanwhile. Then, through net/http and without a deadline: what came of a POST whose body can be had again (GetBody), and of one whose body cannot (a stream).\n\n", deadlineCalls, deadline.Seconds(), deadlineCalls*deadlineEvery.Seconds())
 	callerTable(&b, rs)
 	besideSection(&b, rs)
-	b.WriteString("\n## Served around a halt\n\nThe halt is another's doing.\n\n![served over time](served.svg)\n\n" + whyNotTitle)
-	b.WriteString(whyNot(rs))
+	b.WriteString("\n## Served around a halt\n\nThe halt is another user's doing.\n\n![requests served around a halt](served.svg)\n")
+	b.WriteString("\n## Why not just ...\n\n" + list(moreBullets(rs)))
 	return b.String()
 }
 
@@ -121,16 +142,7 @@ func floodTable(b *strings.Builder, rs records, halt time.Duration, of func(figu
 // betterList counts the floods in which a client got more out of the limit.
 func betterList(b *strings.Builder, rs records) {
 	for _, r := range rs {
-		var better, clean int
-		for _, cond := range conditions() {
-			if f := r.flood[cond]; !r.ours && f.goodput > rs.ours().flood[cond].goodput {
-				better++
-				if f.throttled == 0 {
-					clean++
-				}
-			}
-		}
-		if better > 0 {
+		if better, clean := rs.better(r); better > 0 {
 			fmt.Fprintf(b, "- %s: more goodput in %d of %d floods, in %d of them without being throttled; at worst %s %%.\n",
 				r.name, better, len(conditions()), clean, percent(r.worst().goodput))
 		}
@@ -179,13 +191,31 @@ func loadTable(b *strings.Builder, rs records) {
 	}
 }
 
-func imageTable(b *strings.Builder, rs records) {
-	head(b, "client", "goodput, %", "throttled per 1000", "arrivals in any second", "failed calls, %")
-	ours := rs.ours().images
-	for _, r := range rs {
-		f := r.images
-		row(b, r.name, bold(percent(f.goodput), f.goodput > ours.goodput), fmt.Sprintf("%.0f", f.throttled), fmt.Sprint(f.peak), percent(f.failed()))
+const imagesTitle = "## Images\n\n"
+
+// imagesSection returns what came of uploads through clients. Late is how late
+// goroutines ran meanwhile.
+func imagesSection(clients []client, uploads []figures, late time.Duration) string {
+	var b strings.Builder
+	b.WriteString(imagesTitle)
+	fmt.Fprintf(&b, "Uploads of %d kB with answers after %.0f s, by %d workers for %.0f s, over real sockets: HTTP/1.1 on loopback, where all clients run at the same time. The server counts a request up to %d ms after its headers came. Goroutines ran up to %d ms late.\n\n",
+		imageSize/1000, imageAnswer.Seconds(), workers, imagesFor.Seconds(), usual.jitter.Milliseconds(), late.Milliseconds())
+	head(&b, "client", "goodput, %", "throttled per 1000", "arrivals in any second", "failed calls, %")
+	ours := uploads[slices.IndexFunc(clients, func(c client) bool { return c.ours })]
+	for i, f := range uploads {
+		row(&b, clients[i].name, bold(percent(f.goodput), f.goodput > ours.goodput), fmt.Sprintf("%.0f", f.throttled), fmt.Sprint(f.peak), percent(f.failed()))
 	}
+	return b.String()
+}
+
+// sectionOf returns the section of that title, or nothing.
+func sectionOf(results, title string) string {
+	_, rest, ok := strings.Cut(results, title)
+	if !ok {
+		return ""
+	}
+	text, _, _ := strings.Cut(rest, "\n## ")
+	return title + text
 }
 
 func callerTable(b *strings.Builder, rs records) {
