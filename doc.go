@@ -51,8 +51,8 @@
 // response's Retry-After. Then one request goes alone, the probe. If it is served,
 // the others go. They also go Window after the probe was written, or Backoff after
 // its start. If the probe is throttled, the next pause is twice as long, up to
-// MaxBackoff. If it fails or is canceled, another request is the probe. If three probes
-// wait for a dial in vain, the others go.
+// MaxBackoff. If it fails or is canceled, another request is the probe. If three
+// probes wait for a dial in vain, the others go.
 //
 // From the first throttled response on, the Throttle also keeps starts apart, by a
 // rate that begins low and rises as in TCP CUBIC (RFC 9438, section 4.2). An hour
@@ -150,8 +150,8 @@
 //   - A throttled response that is retried is never seen, nor are its cookies.
 //   - A caller's httptrace hooks run for each attempt. An attempt may wait between
 //     GetConn and GotConn and holds its connection meanwhile: when net/http sends it
-//     again, or when a pause has begun. A fresh HTTP/1 connection is held for a
-//     second at most and then closed.
+//     again, or when a pause has begun. An HTTP/1 connection that is fresh, or whose
+//     request has a body, is held for a second at most and then closed.
 //   - A request body without GetBody is closed at its end or when RoundTrip
 //     returns. If net/http closes it during a Read, the caller's body is closed a
 //     second later.
