@@ -87,7 +87,7 @@ func watchLateness() func() time.Duration {
 			}
 		}
 	}()
-	return func() time.Duration { close(done); <-ended; return late }
+	return sync.OnceValue(func() time.Duration { close(done); <-ended; return late })
 }
 
 // judge returns what t fails with, unless the machine was too busy for a test of
@@ -103,7 +103,7 @@ func judge(t *testing.T, late, transit time.Duration) func(format string, args .
 // eventually fails t if wrong goes on to tell what is wrong.
 func eventually(t *testing.T, wrong func() string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; {
+	for end := time.Now().Add(30 * time.Second); ; {
 		s := wrong()
 		if s == "" {
 			return

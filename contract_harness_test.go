@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"log"
 	"net/http"
-	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
 	"regexp"
@@ -18,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"example.com/clarifaihttp"
 )
@@ -42,6 +41,7 @@ type scene struct {
 	proto       string // the only one; empty: both
 	unthrottled bool   // makes no sense if the server throttles
 	blind       bool   // what the server sees is up to chance
+	virtual     bool   // in virtual time, over pipes: a moment matters
 }
 
 // play plays a scene and compares the notes.
@@ -53,19 +53,25 @@ func play(t *testing.T, sc scene, act func(*stage)) {
 		}
 		t.Run(proto, func(t *testing.T) {
 			t.Parallel()
-			labeled(t, func() {
-				bare := sc.notes(t, proto, act, &stage{T: t})
-				if len(bare) < 2 {
-					t.Fatalf("nothing to compare: %v", bare)
-				}
-				ours := sc.notes(t, proto, act, &stage{T: t, throttle: quick()})
-				compare(t, "not throttled", bare, ours)
-				if !sc.unthrottled {
-					ours = sc.notes(t, proto, act, &stage{T: t, throttle: quick(), throttling: true})
-					compare(t, "throttled", bare, ours)
-				}
-			})
+			if sc.virtual {
+				synctest.Test(t, func(t *testing.T) { sc.playOver(t, proto, act) })
+			} else {
+				labeled(t, func() { sc.playOver(t, proto, act) })
+			}
 		})
+	}
+}
+
+func (sc scene) playOver(t *testing.T, proto string, act func(*stage)) {
+	bare := sc.notes(act, &stage{T: t, proto: proto})
+	if len(bare) < 2 {
+		t.Fatalf("nothing to compare: %v", bare)
+	}
+	ours := sc.notes(act, &stage{T: t, proto: proto, throttle: quick()})
+	compare(t, "not throttled", bare, ours)
+	if !sc.unthrottled {
+		ours = sc.notes(act, &stage{T: t, proto: proto, throttle: quick(), throttling: true})
+		compare(t, "throttled", bare, ours)
 	}
 }
 
@@ -88,6 +94,7 @@ func compare(t *testing.T, when string, bare, ours []string) {
 // A stage is where a scene is played once.
 type stage struct {
 	*testing.T
+	proto      string
 	throttle   *clarifaihttp.Throttle // nil: the bare base
 	throttling bool                   // the server throttles what comes for the first time
 
@@ -106,17 +113,15 @@ type stage struct {
 }
 
 // notes plays the scene on s and returns what was noted.
-func (sc scene) notes(t *testing.T, proto string, act func(*stage), s *stage) []string {
-	s.serve, s.hooks, s.bodies.t = echo, map[string]int{}, t
+func (sc scene) notes(act func(*stage), s *stage) []string {
+	s.serve, s.hooks, s.bodies.t = echo, map[string]int{}, s.T
 	var serving atomic.Int32 // Close does not wait for hijacked connections, nor for all of HTTP/2
 	arrived := map[string]int{}
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := newServer(s.proto, sc.virtual, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		serving.Add(1)
 		defer serving.Add(-1)
 		s.receive(w, r, arrived)
 	}))
-	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
-	startServer(srv, proto)
 	s.url = srv.URL
 	s.base = srv.Client().Transport.(*http.Transport)
 	s.rt = s.over(s.base)
@@ -128,7 +133,7 @@ func (sc scene) notes(t *testing.T, proto string, act func(*stage), s *stage) []
 		defer srv.Close()
 		act(s)
 	}()
-	eventually(t, func() string {
+	eventually(s.T, func() string {
 		if n := serving.Load(); n > 0 {
 			return fmt.Sprintf("the server still serves %d requests", n)
 		}
@@ -325,7 +330,7 @@ func (s *stage) finish(blind bool) {
 	if blind {
 		return
 	}
-	if strings.HasPrefix(s.url, "https:") {
+	if s.proto == http2 {
 		delete(s.hooks, "GetConn") // net/http asks once or twice, as it happens
 	}
 	for _, name := range []string{"GetConn", "GotConn", "WroteHeaders", "WroteRequest", "GotFirstResponseByte", "Wait100Continue"} {

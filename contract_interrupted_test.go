@@ -62,7 +62,7 @@ func TestContractInterrupted(t *testing.T) {
 		{name: "Request.Cancel", prepare: cancelable},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			play(t, scene{}, func(s *stage) {
+			play(t, scene{virtual: true}, func(s *stage) {
 				send := s.rt.RoundTrip
 				if tt.client {
 					send = s.client.Do
@@ -78,8 +78,8 @@ func TestContractInterrupted(t *testing.T) {
 						switch at {
 						case stallsInHeader:
 							end()
-						case stallsInErrorBody: // when the client has what there is of it, about
-							time.AfterFunc(100*ms, end)
+						case stallsInErrorBody: // when the client has what there is of it
+							time.AfterFunc(ms, end)
 						}
 					})
 					if at == endedBefore {
@@ -133,7 +133,7 @@ type endsIn struct {
 
 func (e *endsIn) Read(p []byte) (int, error) {
 	if e.bytes <= 0 {
-		time.AfterFunc(10*ms, e.end)
+		time.AfterFunc(ms, e.end)
 	}
 	n, err := e.ReadCloser.Read(p)
 	e.bytes -= n

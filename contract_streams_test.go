@@ -146,7 +146,7 @@ func TestContractReverseProxy(t *testing.T) {
 				do(s.request("POST", path, opaque(strings.NewReader(strings.Repeat("x", n)))))
 			}
 		}
-		if strings.HasPrefix(s.url, "http:") {
+		if s.proto == plainHTTP1 {
 			do(upgradeTo("echo", s.request("GET", proxy.URL+"/upgrade", nil)))
 		}
 	})

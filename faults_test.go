@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -12,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"example.com/clarifaihttp"
@@ -169,38 +169,23 @@ func TestFaults(t *testing.T) {
 			})
 		})
 	}
+}
 
-	t.Run("refused", func(t *testing.T) {
-		t.Parallel()
-		labeled(t, func() {
-			srv := newRawServer(t, func(*net.TCPConn) {})
-			srv.stop()
-			th := new(clarifaihttp.Throttle)
-			base := &http.Transport{}
-			rt := clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(th))
-			var wg sync.WaitGroup
-			begin := time.Now()
-			for range 40 {
-				wg.Go(func() {
-					req, err := http.NewRequest(http.MethodGet, srv.url("/"), nil)
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					_, err = rt.RoundTrip(req)
-					if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" {
-						t.Error(err)
-					}
-				})
+// TestRefusedDials has 40 dials fail: as nothing was sent, no slot is held, and
+// nobody waits.
+func TestRefusedDials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		refused := &net.OpError{Op: "dial", Net: "tcp", Err: errOwn}
+		th := new(clarifaihttp.Throttle)
+		rt := over(&http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, refused }}, th)
+		for _, o := range together(t.Context(), rt, "http://server", 40) {
+			if o.err != error(refused) || o.after != 0 {
+				t.Errorf("%v after %v", o.err, o.after)
 			}
-			wg.Wait()
-			if s := th.Stats(); s.Held != 0 || s.Waiting != 0 || s.Attempts != 40 {
-				t.Errorf("%+v, want all slots back at once", s)
-			}
-			if d := time.Since(begin); d > 900*ms {
-				t.Errorf("it took %v, although nothing was sent", d)
-			}
-		})
+		}
+		if s := th.Stats(); s.Held != 0 || s.Waiting != 0 || s.Attempts != 40 {
+			t.Errorf("%+v, want all slots back at once", s)
+		}
 	})
 }
 

@@ -47,8 +47,8 @@ func grpcServer(t *testing.T, tls bool, h http.Handler) (*httptest.Server, *http
 
 // pipeServer is a server in virtual time, and its HTTP/2 transport.
 func pipeServer(h http.Handler) (*httptest.Server, *http.Transport) {
-	srv := throttletest.NewServer(h)
-	return srv, grpctest.H2C(srv.Client().Transport.(*http.Transport))
+	srv := newServer(http2, true, h)
+	return srv, srv.Client().Transport.(*http.Transport)
 }
 
 // grpcRequest is one whose body has no known length, as a proxy has it.
