@@ -23,6 +23,7 @@ import (
 // connection for it and it waits for a slot: the request must not be served, nor
 // may the connection serve another one instead.
 func TestEndedWhileItWaits(t *testing.T) {
+	t.Parallel()
 	const runs = 200
 	for _, tt := range []struct {
 		name  string
