@@ -90,11 +90,11 @@
 //   - Transit after it failed or was canceled. If nothing of it was sent, its slot
 //     is free at once.
 //
-// With a negative Transit, only the answer counts, or a failure. What net/http sends
-// again by itself holds a slot of its own. An attempt that waits for a dial, or that
-// uploads for more than a minute, gives its slot back meanwhile. So a request that
-// never answers keeps others waiting for about a minute at most. The guarantee assumes
-// that
+// What net/http sends again by itself holds a slot of its own. An attempt that waits
+// for a dial, or that uploads for more than a minute, gives its slot back meanwhile. So
+// a request that never answers keeps others waiting for about a minute at most. With a
+// negative Transit only the answer counts, or a failure: there such a request needs a
+// deadline. The guarantee assumes that
 //
 //   - all requests of the account go through one Throttle, or through several whose
 //     limits add up to the account's, or that share a Limiter;

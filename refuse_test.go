@@ -3,12 +3,14 @@ package clarifaihttp_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,7 +26,6 @@ import (
 // may the connection serve another one instead.
 func TestEndedWhileItWaits(t *testing.T) {
 	t.Parallel()
-	const runs = 200
 	for _, tt := range []struct {
 		name  string
 		body  func() io.Reader
@@ -38,38 +39,55 @@ func TestEndedWhileItWaits(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			var late atomic.Int64
-			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-				if req.URL.Path == "/late" {
-					late.Add(1)
-				}
-				io.Copy(io.Discard, req.Body)
-				io.WriteString(w, okBody)
-			}))
-			defer server.Close()
-			var wg sync.WaitGroup
-			for worker := range 4 {
-				wg.Go(func() {
-					for range runs / 4 {
-						e := &endedTest{url: server.URL, body: tt.body}
-						e.rand = rand.New(rand.NewPCG(uint64(worker), 1))
-						tt.begin(e, t)
-					}
-				})
-			}
-			wg.Wait()
-			if n := late.Load(); n > 0 {
-				t.Errorf("%d of %d were served", n, runs)
+			neverServed(t, tt.body, tt.begin, (*httptest.Server).Start)
+		})
+		t.Run(tt.name+", TLS", func(t *testing.T) {
+			t.Parallel()
+			neverServed(t, tt.body, tt.begin, (*httptest.Server).StartTLS)
+		})
+	}
+}
+
+// neverServed runs the test often, against one server.
+func neverServed(t *testing.T, body func() io.Reader, begin func(*endedTest, *testing.T), start func(*httptest.Server)) {
+	const runs = 200
+	var late atomic.Int64
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/late" {
+			late.Add(1)
+		}
+		io.Copy(io.Discard, req.Body)
+		io.WriteString(w, okBody)
+	}))
+	start(server)
+	defer server.Close()
+	var wg sync.WaitGroup
+	for worker := range 4 {
+		wg.Go(func() {
+			for range runs / 4 {
+				begin(&endedTest{
+					url:  server.URL,
+					body: body,
+					tls:  server.Client().Transport.(*http.Transport).TLSClientConfig,
+					rand: rand.New(rand.NewPCG(uint64(worker), 1)),
+				}, t)
 			}
 		})
+	}
+	wg.Wait()
+	if n := late.Load(); n > 0 {
+		t.Errorf("%d of %d were served", n, runs)
 	}
 }
 
 type endedTest struct {
 	url  string
 	body func() io.Reader
+	tls  *tls.Config
 	rand *rand.Rand
 }
+
+func (e *endedTest) secure() bool { return strings.HasPrefix(e.url, "https:") }
 
 var errEnded = errors.New("ended")
 
@@ -87,14 +105,18 @@ func (e *endedTest) resend(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
 	var dials atomic.Int64
-	base := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+	base := &http.Transport{TLSClientConfig: e.tls, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := new(net.Dialer).DialContext(ctx, network, addr)
 		if dials.Add(1) == 2 {
 			// The slot of what was dropped is in use for a minute and more.
 			time.AfterFunc(time.Duration(e.rand.Int64N(int64(4*ms))), func() { cancel(errEnded) })
 			return c, err
 		}
-		return &droppedConn{Conn: c}, err
+		dropped := &droppedConn{Conn: c, at: 2}
+		if e.secure() {
+			dropped.at += 2 // of the handshake
+		}
+		return dropped, err
 	}}
 	defer base.CloseIdleConnections()
 	th := &clarifaihttp.Throttle{Limit: 1, Window: ms, Transit: time.Minute}
@@ -108,11 +130,12 @@ func (e *endedTest) resend(t *testing.T) {
 // droppedConn is dropped by the other end when the second request is written.
 type droppedConn struct {
 	net.Conn
+	at     int64 // the write that fails
 	writes atomic.Int64
 }
 
 func (c *droppedConn) Write(p []byte) (int, error) {
-	if c.writes.Add(1) == 2 {
+	if c.writes.Add(1) == c.at {
 		c.Conn.Close()
 		return 0, errors.New("broken pipe")
 	}
@@ -125,7 +148,7 @@ func (e *endedTest) lend(t *testing.T) {
 	defer cancel(nil)
 	dial, first := make(chan struct{}), make(chan struct{})
 	var dials atomic.Int64
-	base := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+	base := &http.Transport{TLSClientConfig: e.tls, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if dials.Add(1) == 1 {
 			close(first)
 			<-dial

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
-	"example.com/clarifaihttp/throttletest"
 )
 
 // uploads counts the requests that come to it twice: by their headers and, as a
@@ -64,6 +63,7 @@ func TestUploadsThatDoNotEnd(t *testing.T) {
 	const lapse = time.Minute + 1010*ms
 	for _, tt := range []struct {
 		name    string
+		http1   bool // alone
 		path    string
 		transit time.Duration
 		ends    bool // by themselves
@@ -72,7 +72,9 @@ func TestUploadsThatDoNotEnd(t *testing.T) {
 		{name: "server does not read", path: "/deaf", body: func(*sync.WaitGroup) io.Reader {
 			return bytes.NewReader(make([]byte, 100_000))
 		}},
-		{name: "server does not read, answers only", path: "/deaf", transit: -1, body: func(*sync.WaitGroup) io.Reader {
+		// HTTP/2 reads a body whole that waits for the server to read, and may write it at
+		// any time.
+		{name: "server does not read, answers only", http1: true, path: "/deaf", transit: -1, body: func(*sync.WaitGroup) io.Reader {
 			return bytes.NewReader(make([]byte, 100_000))
 		}},
 		{name: "open streams", body: func(open *sync.WaitGroup) io.Reader {
@@ -91,42 +93,52 @@ func TestUploadsThatDoNotEnd(t *testing.T) {
 			return &drip{n: 200, every: time.Second, wait: time.Sleep}
 		}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				u := newUploads()
-				server := throttletest.NewServer(u)
-				defer server.Close()
-				th := &clarifaihttp.Throttle{Transit: tt.transit}
-				rt := over(server.Client().Transport, th)
-				ctx := patient(t, time.Hour)
+		overBoth(t, tt.name, tt.http1, func(t *testing.T, proto string) {
+			u := newUploads()
+			server := newServer(proto, true, u)
+			defer server.Close()
+			th := &clarifaihttp.Throttle{Transit: tt.transit}
+			rt := over(server.Client().Transport, th)
+			ctx := patient(t, time.Hour)
 
-				var open, wg sync.WaitGroup
-				open.Add(1)
-				for range 15 {
-					body := tt.body(&open)
-					wg.Go(func() {
-						if text, err := fetch(ctx, rt, server.URL+tt.path, body); err != nil || !strings.HasPrefix(text, "200") {
-							t.Errorf("upload: %q, %v", text, err)
-						}
-					})
-				}
-				synctest.Wait()
-				served(t, together(ctx, rt, server.URL, 15), lapse)
+			var open, wg sync.WaitGroup
+			open.Add(1)
+			for range 15 {
+				body := tt.body(&open)
+				wg.Go(func() {
+					if text, err := fetch(ctx, rt, server.URL+tt.path, body); err != nil || !strings.HasPrefix(text, "200") {
+						t.Errorf("upload: %q, %v", text, err)
+					}
+				})
+			}
+			synctest.Wait()
+			served(t, together(ctx, rt, server.URL, 15), lapse)
 
-				// All end at once, amid others.
-				time.AfterFunc(139*time.Second-lapse-500*ms, open.Done)
-				time.AfterFunc(139*time.Second-lapse-500*ms, func() { close(u.deaf) })
-				time.Sleep(139*time.Second - lapse - time.Second)
-				if tt.ends {
-					time.Sleep(61 * time.Second)
-				}
-				served(t, together(ctx, rt, server.URL, 60), 20*time.Second)
-				wg.Wait()
-				if heads, ends := u.heads.peak(), u.ends.peak(); heads > 15 || ends > 15 && tt.path != "/deaf" {
-					t.Errorf("in a second %d headers and %d ends arrived", heads, ends)
-				}
-				idle(t, th)
-			})
+			// All end at once, amid others.
+			time.AfterFunc(139*time.Second-lapse-500*ms, open.Done)
+			time.AfterFunc(139*time.Second-lapse-500*ms, func() { close(u.deaf) })
+			time.Sleep(139*time.Second - lapse - time.Second)
+			if tt.ends {
+				time.Sleep(61 * time.Second)
+			}
+			served(t, together(ctx, rt, server.URL, 60), 20*time.Second)
+			wg.Wait()
+			if heads, ends := u.heads.peak(), u.ends.peak(); heads > 15 || ends > 15 && tt.path != "/deaf" {
+				t.Errorf("in a second %d headers and %d ends arrived", heads, ends)
+			}
+			idle(t, th)
+		})
+	}
+}
+
+// overBoth runs a test in virtual time, over HTTP/1.1 and HTTP/2.
+func overBoth(t *testing.T, name string, http1 bool, test func(t *testing.T, proto string)) {
+	for _, proto := range []string{plainHTTP1, http2} {
+		if http1 && proto == http2 {
+			continue
+		}
+		t.Run(name+", "+proto, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, proto) })
 		})
 	}
 }
@@ -149,60 +161,61 @@ func TestUploadThatIsHeldBack(t *testing.T) {
 		{name: "canceled", cancel: 72 * time.Second, err: errAborted, at: 72 * time.Second},
 		{name: "body fails", fail: true, err: errAborted, at: 70 * time.Second},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				begin := time.Now()
-				server := throttletest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-					switch {
-					case req.Method == http.MethodGet:
-						sleep(req.Context(), 10*time.Second) // holds the slot
-					case tt.answer > 0:
-						http.NewResponseController(w).EnableFullDuplex()
-						time.Sleep(time.Until(begin.Add(tt.answer)))
-						w.Header().Set("Content-Length", fmt.Sprint(len(okBody)))
-						defer io.Copy(io.Discard, req.Body)
-						defer http.NewResponseController(w).Flush()
-					default:
-						if _, err := io.Copy(io.Discard, req.Body); err != nil {
-							return
-						}
+		overBoth(t, tt.name, false, func(t *testing.T, proto string) {
+			begin := time.Now()
+			server := newServer(proto, true, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				switch {
+				case req.Method == http.MethodGet:
+					sleep(req.Context(), 10*time.Second) // holds the slot
+				case tt.answer > 0:
+					http.NewResponseController(w).EnableFullDuplex()
+					time.Sleep(time.Until(begin.Add(tt.answer)))
+					w.Header().Set("Content-Length", fmt.Sprint(len(okBody)))
+					defer io.Copy(io.Discard, req.Body)
+					defer http.NewResponseController(w).Flush()
+				default:
+					if _, err := io.Copy(io.Discard, req.Body); err != nil {
+						return
 					}
-					io.WriteString(w, okBody)
-				}))
-				defer server.Close()
-				th := &clarifaihttp.Throttle{Limit: 1, Transit: -1}
-				rt := over(server.Client().Transport, th)
-				ctx, cancel := context.WithCancelCause(patient(t, time.Hour))
-				if tt.cancel > 0 {
-					time.AfterFunc(tt.cancel, func() { cancel(errAborted) })
 				}
-				defer cancel(nil)
+				io.WriteString(w, okBody)
+			}))
+			defer server.Close()
+			th := &clarifaihttp.Throttle{Limit: 1, Transit: -1}
+			rt := over(server.Client().Transport, th)
+			ctx, cancel := context.WithCancelCause(patient(t, time.Hour))
+			if tt.cancel > 0 {
+				time.AfterFunc(tt.cancel, func() { cancel(errAborted) })
+			}
+			defer cancel(nil)
 
-				r, w := io.Pipe()
-				up := &countedBody{Reader: r, t: t, what: "body"}
-				time.AfterFunc(70*time.Second, func() {
-					if tt.fail {
-						w.CloseWithError(errAborted)
-					} else {
-						w.Close()
-					}
-				})
-				var wg sync.WaitGroup
-				wg.Go(func() {
-					time.Sleep(62*time.Second + 980*ms) // its slot is free at 73.99 s
-					served(t, together(patient(t, time.Hour), rt, server.URL, 1), 11*time.Second)
-				})
-				text, err := fetch(ctx, rt, server.URL, up)
-				at := time.Since(begin).Round(10 * ms)
-				if !strings.HasPrefix(text, tt.want) || !errors.Is(err, tt.err) || at != tt.at {
-					t.Errorf("%q, %v at %v, want %v, %v at %v", text, err, at, tt.want, tt.err, tt.at)
+			r, w := io.Pipe()
+			up := &countedBody{Reader: r, t: t, what: "body"}
+			time.AfterFunc(70*time.Second, func() {
+				if tt.fail {
+					w.CloseWithError(errAborted)
+				} else {
+					w.Close()
 				}
-				wg.Wait()
-				w.Close()
-				synctest.Wait()
-				up.check()
-				idle(t, th)
 			})
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				time.Sleep(62*time.Second + 980*ms) // its slot is free at 73.99 s
+				served(t, together(patient(t, time.Hour), rt, server.URL, 1), 11*time.Second)
+			})
+			text, err := fetch(ctx, rt, server.URL, up)
+			at := time.Since(begin).Round(10 * ms)
+			if tt.cancel > 0 && proto == http2 && errors.Is(err, context.Canceled) {
+				err = context.Cause(ctx) // net/http's HTTP/2 does not name it
+			}
+			if !strings.HasPrefix(text, tt.want) || !errors.Is(err, tt.err) || at != tt.at {
+				t.Errorf("%q, %v at %v, want %v, %v at %v", text, err, at, tt.want, tt.err, tt.at)
+			}
+			wg.Wait()
+			w.Close()
+			synctest.Wait()
+			up.check()
+			idle(t, th)
 		})
 	}
 }
