@@ -398,7 +398,8 @@ func (c *call) body(a *attempt) io.Closer {
 			return body
 		}
 	}
-	w.Body = c.source.Attempt(w.Length, w)
+	source := c.source
+	w.Body = source.Attempt(w.Length, w)
 	a.req.Body = w.Body
 	if c.req.GetBody != nil {
 		// For what net/http sends again by itself.
@@ -407,9 +408,9 @@ func (c *call) body(a *attempt) io.Closer {
 			if err != nil || body == nil {
 				return body, err
 			}
-			return replay.New(body, 0).Attempt(w.Length, w), nil
+			return source.Anew(body, w.Length, w), nil
 		})
-	} else if source := c.source; c.replayable() > 0 {
+	} else if c.replayable() > 0 {
 		// An HTTP/2 server that leaves ignores the streams it has not processed.
 		a.req.GetBody = w.GetBody(func() (io.ReadCloser, error) { return source.Resend(c.Context, w.Length, w) })
 	}

@@ -302,3 +302,57 @@ func TestGetBodyOfSameObject(t *testing.T) {
 	}
 	t.Logf("%d whole, %d handed back", whole.Load(), back.Load())
 }
+
+// TestGetBodyOfSameObjectAfterResend has net/http send a body again by itself. It
+// still reads that when the throttled response comes: the next attempt must wait.
+func TestGetBodyOfSameObjectAfterResend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const text = "0123456789abcdef"
+		var got []string
+		rt := newTransport(&clarifaihttp.Throttle{Backoff: ms}, func(req *http.Request) (*http.Response, error) {
+			if len(got) == 0 {
+				got = append(got, "throttled")
+				req.Body.Close()
+				again, err := req.GetBody()
+				if err != nil {
+					return nil, err
+				}
+				go func() {
+					io.ReadAll(again)
+					again.Close()
+				}()
+				sent(req)
+				synctest.Wait()
+				return throttled(""), nil
+			}
+			sent(req)
+			b, err := io.ReadAll(req.Body)
+			got = append(got, string(b))
+			return ok(), err
+		})
+		body := slowBody{strings.NewReader(text)}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://server/", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.ContentLength = int64(len(text))
+		req.GetBody = func() (io.ReadCloser, error) {
+			body.Seek(0, io.SeekStart)
+			return body, nil
+		}
+		resp, err := rt.RoundTrip(req)
+		if err != nil || resp.StatusCode != http.StatusOK || len(got) != 2 || got[1] != text {
+			t.Errorf("%v, %v after the bodies %q", resp, err, got)
+		}
+	})
+}
+
+// A slowBody takes its time for each Read.
+type slowBody struct{ *strings.Reader }
+
+func (b slowBody) Read(p []byte) (int, error) {
+	time.Sleep(100 * ms)
+	return b.Reader.Read(p)
+}
+
+func (slowBody) Close() error { return nil }

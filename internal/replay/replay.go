@@ -37,6 +37,7 @@ type Source struct {
 	first    [5]byte    // of body, as far as read
 	end      error      // what body returned last, if an error; io.EOF above all
 	last     *Attempt   // nil before the first
+	anew     []*Source  // of bodies that net/http got to send the request again by itself
 	finished bool       // no attempt will follow
 	closed   bool
 }
@@ -121,11 +122,22 @@ func (s *Source) Resend(ctx context.Context, length int64, e Ender) (io.ReadClos
 	return s.Attempt(length, e), nil
 }
 
-// Untouched reports whether nothing of the body was read.
+// Anew returns the attempt for body, which GetBody returned for net/http to send the
+// request again by itself. It may be the same object as s's.
+func (s *Source) Anew(body io.ReadCloser, length int64, e Ender) *Attempt {
+	other := New(body, 0)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.anew = append(s.anew, other)
+	return other.Attempt(length, e)
+}
+
+// Untouched reports whether nothing of the body was read, nor of one that may be
+// the same object.
 func (s *Source) Untouched() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.touched
+	return !s.touched && len(s.anew) == 0
 }
 
 // Again reports whether the body can be sent again from what is kept and its
@@ -147,13 +159,18 @@ func (s *Source) Again(ctx context.Context) bool {
 // body that failed would fail again. It requires mu.
 func (s *Source) whole() bool { return !s.tooLong && (s.end == nil || s.end == io.EOF) }
 
-// Quiet has the latest attempt read no more. It gives it some time to end by
-// itself, closes it, and gives a Read that is under way some time to end. It
-// reports whether the attempt reads no more.
+// Quiet ends the reading of the latest attempt, and of those of [Source.Anew]. It
+// gives each some time to end by itself, closes it, and gives a Read that is under way
+// some time to end. It reports whether nobody reads any more.
 func (s *Source) Quiet(ctx context.Context) bool {
 	s.mu.Lock()
-	last := s.last
+	last, anew := s.last, s.anew
 	s.mu.Unlock()
+	for _, other := range anew {
+		if !other.Quiet(ctx) {
+			return false
+		}
+	}
 	if last == nil || s.ended(ctx) {
 		return true
 	}
