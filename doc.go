@@ -94,7 +94,8 @@
 // for a dial, or that uploads for more than a minute, gives its slot back meanwhile. So
 // a request that never answers keeps others waiting for about a minute at most. With a
 // negative Transit only the answer counts, or a failure: there such a request needs a
-// deadline. The guarantee assumes that
+// deadline. (A base with MaxConnsPerHost should not be used for hosts that may be dead:
+// requests that wait for its connections keep their slots.) The guarantee assumes that
 //
 //   - all requests of the account go through one Throttle, or through several whose
 //     limits add up to the account's, or that share a Limiter;
@@ -105,7 +106,7 @@
 //     over TCP, a request of at most 64 KiB takes at most Transit for the whole way;
 //   - any request takes a minute at most;
 //   - nothing behind the Transport sends requests again without net/http's
-//     knowledge;
+//     knowledge, or copies of them at the same time;
 //   - the server counts over windows of this length, with bursts up to Limit. Other
 //     servers throttle now and then.
 //
