@@ -25,7 +25,6 @@ import (
 // connection for it and it waits for a slot: the request must not be served, nor
 // may the connection serve another one instead.
 func TestEndedWhileItWaits(t *testing.T) {
-	t.Parallel()
 	for _, tt := range []struct {
 		name  string
 		body  func() io.Reader
@@ -38,11 +37,9 @@ func TestEndedWhileItWaits(t *testing.T) {
 		{"slot given back, with a body of unknown length", func() io.Reader { return io.MultiReader(bytes.NewReader(make([]byte, 5000))) }, (*endedTest).lend},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
 			neverServed(t, tt.body, tt.begin, (*httptest.Server).Start)
 		})
 		t.Run(tt.name+", TLS", func(t *testing.T) {
-			t.Parallel()
 			neverServed(t, tt.body, tt.begin, (*httptest.Server).StartTLS)
 		})
 	}
