@@ -294,6 +294,7 @@ var patternPages = func() []byte {
 // TestWholeOrNothing has bodies of all sizes throttled before, while and after
 // the server reads them. It must never take one for whole that is not.
 func TestWholeOrNothing(t *testing.T) {
+	t.Parallel()
 	const buffer = 1 << 20 // the default
 	for _, proto := range []string{plainHTTP1, http2} {
 		for _, read := range []string{"nothing", "half", "all"} {

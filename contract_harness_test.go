@@ -46,6 +46,7 @@ type scene struct {
 
 // play plays a scene and compares the notes.
 func play(t *testing.T, sc scene, act func(*stage)) {
+	t.Parallel()
 	for _, proto := range []string{plainHTTP1, http2} {
 		if sc.proto != "" && sc.proto != proto {
 			continue

@@ -47,6 +47,7 @@ func stalling(stalled func()) http.HandlerFunc {
 
 // A caller who ends a request, in any way and at any moment, gets the same error.
 func TestContractInterrupted(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name    string
 		prepare func(*http.Request) (*http.Request, func()) // returns what ends it

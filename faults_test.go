@@ -21,6 +21,7 @@ import (
 
 // TestFaults has connections fail in all ways, with throttles in between.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	const short, long = 250 * ms, 20 * time.Second
 	for _, tt := range []struct {
 		name    string
@@ -209,6 +210,7 @@ func (r *slowReader) Read(p []byte) (int, error) {
 // TestFaultsHTTP2 has streams and connections of HTTP/2 fail at random, with
 // throttles in between.
 func TestFaultsHTTP2(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name  string
 		serve func(c *h2Conn, stream uint32)

@@ -274,6 +274,7 @@ func TestGRPCSharedAccount(t *testing.T) {
 // TestGRPCBuffers has uploads of several sizes throttled while they are under
 // way, over real sockets and HTTP/2 with TLS.
 func TestGRPCBuffers(t *testing.T) {
+	t.Parallel()
 	lateness := watchLateness()
 	defer lateness()
 	for _, size := range []int{10, 100_000, 1_000_000} {
@@ -314,6 +315,7 @@ func TestGRPCBuffers(t *testing.T) {
 // TestGoAway has the server leave its connections with streams on them that it
 // has not processed. Bodies of unknown length are sent again from what is kept.
 func TestGoAway(t *testing.T) {
+	t.Parallel()
 	var calls atomic.Int32
 	srv, tr := grpcServer(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if calls.Add(1)%3 == 0 {

@@ -25,6 +25,7 @@ import (
 // connection for it and it waits for a slot: the request must not be served, nor
 // may the connection serve another one instead.
 func TestEndedWhileItWaits(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name  string
 		body  func() io.Reader

@@ -28,7 +28,6 @@ func TestSoak(t *testing.T) {
 	if testing.Short() {
 		t.Skip("shows something only after some seconds of real time")
 	}
-	t.Parallel()
 	labeled(t, func() {
 		const (
 			workers = 200

@@ -240,6 +240,7 @@ func (rewound) Close() error { return nil }
 // TestGetBodyOfSameObject has uploads of 3 MB throttled while they go on. Each
 // must come whole in the end, or the throttled response is handed back.
 func TestGetBodyOfSameObject(t *testing.T) {
+	t.Parallel()
 	data := bytes.Repeat([]byte("0123456789abcdef"), 3<<20/16)
 	var n atomic.Int64
 	var cut atomic.Int64
