@@ -2,6 +2,7 @@ package redisthrottle_test
 
 import (
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 )
 
 const (
+	pool  = "clarifaihttp:{default}:pool"
 	free  = "clarifaihttp:{default}:free"
 	taken = "clarifaihttp:{default}:taken"
 )
@@ -37,7 +39,7 @@ func (s *scene) do(args ...any) {
 // that are on their way.
 func (s *scene) quiet(d time.Duration) {
 	s.Helper()
-	time.Sleep(1200 * ms)
+	time.Sleep(2 * time.Second)
 	if n := s.account.total(); s.account.rate(d) > 0 {
 		s.Errorf("%d requests while Redis was away", s.account.total()-n)
 	}
@@ -60,7 +62,7 @@ func TestFaults(t *testing.T) {
 		}, 0},
 		{"Redis started from an old snapshot", func(s *scene) {
 			s.do("save")
-			time.Sleep(300 * ms)
+			s.account.await(t, 5, 10*time.Second)
 			s.server.Kill()
 			if err := s.server.Restart(); err != nil {
 				s.Fatal(err)
@@ -102,7 +104,10 @@ func TestFaults(t *testing.T) {
 		{"failover", func(s *scene) {
 			replica := startRedis(s.T, "--replicaof", "127.0.0.1", s.server.Port())
 			to := connect(s.T, replica.Addr)
-			time.Sleep(2 * time.Second) // it follows
+			for !strings.Contains(to.Info(s.Context(), "replication").Val(), "master_link_status:up") {
+				time.Sleep(10 * ms)
+			}
+			time.Sleep(500 * ms) // it follows
 			s.server.Kill()
 			s.network.lead(replica.Addr)
 			s.quiet(time.Second) // it is read-only
@@ -169,10 +174,10 @@ func TestFaults(t *testing.T) {
 			for i := range 3 {
 				s.processes = append(s.processes, worker{Number: i, URL: s.account.URL, Redis: s.network.Addr, Workers: 8, Fallback: tt.fallback}.start(t))
 			}
-			s.account.await(t, 20, 15*time.Second)
+			s.account.await(t, 20, 30*time.Second)
 			tt.fault(s)
 			over := time.Now()
-			s.account.await(t, 30, 20*time.Second)
+			s.account.await(t, 30, 30*time.Second)
 			t.Logf("30 requests %v after it was over", time.Since(over).Round(10*ms))
 			time.Sleep(max(0, time.Until(over.Add(gone+3*time.Second)))) // tokens that were lost are back
 			if r := s.account.rate(3 * time.Second); r < 12 {
@@ -194,6 +199,6 @@ func TestNotStarted(t *testing.T) {
 	if err := server.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	s.account.await(t, 30, 12*time.Second)
+	s.account.await(t, 30, 30*time.Second)
 	s.account.check(t)
 }

@@ -74,18 +74,21 @@ func (w worker) run() {
 	if w.Log {
 		slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
-	throttle := &clarifaihttp.Throttle{Limit: w.Limit, Backoff: w.Backoff}
+	// Only answers prove arrivals: so the server's count is exact, however late a
+	// busy machine has it read a request.
+	throttle := &clarifaihttp.Throttle{Limit: w.Limit, Backoff: w.Backoff, Transit: -1}
 	if w.Redis != "" {
 		client := redis.NewClient(&redis.Options{Addr: w.Redis})
-		throttle.Limiter = redisthrottle.New(client, redisthrottle.Config{Fallback: w.Fallback})
+		throttle.Limiter = dated{redisthrottle.New(client, redisthrottle.Config{Fallback: w.Fallback})}
 	}
 	base := http.DefaultTransport.(*http.Transport).Clone()
 	base.MaxIdleConnsPerHost = w.Workers
-	client := &http.Client{Transport: clarifaihttp.NewTransport(base, clarifaihttp.WithThrottle(throttle))}
+	client := &http.Client{Transport: clarifaihttp.NewTransport(dating{base}, clarifaihttp.WithThrottle(throttle))}
 	for range w.Workers {
 		go func() {
 			for {
-				req, err := http.NewRequest(http.MethodGet, w.URL, nil)
+				ctx := context.WithValue(context.Background(), permitted{}, new(atomic.Int64))
+				req, err := http.NewRequestWithContext(ctx, http.MethodGet, w.URL, nil)
 				if err != nil {
 					panic(err)
 				}
@@ -102,6 +105,32 @@ func (w worker) run() {
 		}()
 	}
 	io.Copy(io.Discard, os.Stdin)
+}
+
+// permitted is the key of a request's *atomic.Int64: when the Limiter let it go,
+// in milliseconds.
+type permitted struct{}
+
+// dated notes when its Limiter lets a request go.
+type dated struct{ *redisthrottle.Limiter }
+
+func (d dated) Wait(ctx context.Context) error {
+	err := d.Limiter.Wait(ctx)
+	if at, ok := ctx.Value(permitted{}).(*atomic.Int64); ok {
+		at.Store(time.Now().UnixMilli())
+	}
+	return err
+}
+
+// dating tells the server that instant.
+type dating struct{ http.RoundTripper }
+
+func (d dating) RoundTrip(req *http.Request) (*http.Response, error) {
+	if at := req.Context().Value(permitted{}).(*atomic.Int64).Load(); at > 0 {
+		req = req.Clone(req.Context())
+		req.Header.Set("Permitted", strconv.FormatInt(at, 10))
+	}
+	return d.RoundTripper.RoundTrip(req)
 }
 
 // start starts w's process. It ends with the test.
@@ -159,6 +188,9 @@ func newAccount(t *testing.T, jitter, halt time.Duration) *account {
 
 func (a *account) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	time.Sleep(rand.N(a.jitter + 1))
+	if at, err := strconv.ParseInt(r.Header.Get("Permitted"), 10, 64); err == nil && time.Since(time.UnixMilli(at)) > 3*time.Second {
+		return // the process was frozen between: the doc says that such requests come on top
+	}
 	for _, h := range a.handlers[1:] {
 		h.Allow(time.Now())
 	}
@@ -226,15 +258,11 @@ func (a *account) await(t *testing.T, n int, within time.Duration) {
 	}
 }
 
-// check fails the test if the limit was exceeded, as any algorithm counts. On a
-// machine that stalls for about Transit, requests arrive later than they may:
-// then nothing holds, whatever keeps the limit.
+// check fails the test if the limit was exceeded, as any algorithm counts. A
+// request counts at an instant before its answer, and the processes take nothing
+// but answers for arrivals. So a slow machine cannot fail it.
 func (a *account) check(t *testing.T) {
 	t.Helper()
-	if late := time.Duration(a.noise.late.Load()); late > 150*ms {
-		t.Logf("goroutines woke up to %v late: the arrivals say nothing; %+v", late, a.handlers[0].Stats())
-		return
-	}
 	if s := a.handlers[0].Stats(); s.Peak > 15 {
 		t.Errorf("%d requests in one second", s.Peak)
 	}

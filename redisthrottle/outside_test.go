@@ -39,6 +39,9 @@ func TestRestartSeenFromOutside(t *testing.T) {
 		l.Wait(t.Context())
 		l.Arrived()
 	}
+	for !l.Idle() {
+		time.Sleep(time.Millisecond)
+	}
 	s.Kill()
 	if err := s.Restart(); err != nil {
 		t.Fatal(err)

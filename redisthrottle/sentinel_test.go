@@ -37,7 +37,7 @@ func TestSentinel(t *testing.T) {
 	}
 	s := redis.NewSentinelClient(&redis.Options{Addr: sentinel.Addr})
 	defer s.Close()
-	for end := time.Now().Add(15 * time.Second); ; time.Sleep(100 * ms) { // it finds the replica
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(100 * ms) { // it finds the replica
 		if r, err := s.Replicas(context.Background(), "main").Result(); err == nil && len(r) == 1 {
 			break
 		}
@@ -46,15 +46,16 @@ func TestSentinel(t *testing.T) {
 		}
 	}
 	time.Sleep(time.Second)
+	idle(t, l)
 	master.Kill()
 	begin := time.Now()
-	send(40 * time.Second)
+	send(100 * time.Second)
 	d := time.Since(begin)
 	t.Logf("the first token %v after the master's death", d)
 	if d < 3*time.Second {
 		t.Errorf("tokens were used without a silence, after %v", d)
 	}
 	for range 20 {
-		send(time.Second)
+		send(10 * time.Second)
 	}
 }

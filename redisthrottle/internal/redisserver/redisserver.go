@@ -43,7 +43,7 @@ func Start(options ...string) (*Server, error) {
 	}
 	s := &Server{dir: dir}
 	for range 3 { // another process may take the port, too
-		if s.port, err = freePort(); err != nil {
+		if s.port, err = FreePort(); err != nil {
 			break
 		}
 		s.Addr = net.JoinHostPort("127.0.0.1", s.port)
@@ -55,9 +55,9 @@ func Start(options ...string) (*Server, error) {
 	return nil, err
 }
 
-// freePort finds a port outside the range from which outgoing connections get
+// FreePort finds a port outside the range from which outgoing connections get
 // theirs, and low enough for a Cluster's second port.
-func freePort() (port string, err error) {
+func FreePort() (port string, err error) {
 	for range 100 {
 		port = strconv.Itoa(20_000 + rand.IntN(12_000))
 		var l net.Listener
@@ -125,14 +125,22 @@ func (s *Server) ping() error {
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(time.Second))
-	if _, err := io.WriteString(c, "PING\r\n"); err != nil {
+	if _, err := io.WriteString(c, "PING\r\nINFO server\r\n"); err != nil {
 		return err
 	}
-	answer, err := bufio.NewReader(c).ReadString('\n')
-	if err == nil && answer != "+PONG\r\n" {
-		err = errors.New(strings.TrimSpace(answer)) // it is loading, say
+	mine := fmt.Sprintf("process_id:%d\r\n", s.pid)
+	for r, first := bufio.NewReader(c), true; ; first = false {
+		switch line, err := r.ReadString('\n'); {
+		case err != nil:
+			return err
+		case first && line != "+PONG\r\n":
+			return errors.New(strings.TrimSpace(line)) // it is loading, say
+		case line == mine:
+			return nil
+		case strings.HasPrefix(line, "process_id:"):
+			return errors.New("another server has the port")
+		}
 	}
-	return err
 }
 
 // Kill ends the server at once.

@@ -1,0 +1,11 @@
+package redisthrottle
+
+import "slices"
+
+// Idle reports whether no token is on its way to l, nor waits there for a request.
+func (l *Limiter) Idle() bool {
+	l.lock()
+	defer l.unlock()
+	return !l.waiting && !l.syncing && len(l.asked) == 0 &&
+		!slices.ContainsFunc(l.held, func(t *token) bool { return t.how == "unused" })
+}
