@@ -48,7 +48,10 @@ func TestEndedWhileItWaits(t *testing.T) {
 
 // neverServed runs the test often, against one server.
 func neverServed(t *testing.T, body func() io.Reader, begin func(*endedTest, *testing.T), start func(*httptest.Server)) {
-	const runs = 200
+	runs := 200
+	if testing.Short() {
+		runs = 20
+	}
 	var late atomic.Int64
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.URL.Path == "/late" {

@@ -53,6 +53,9 @@ func flood(t *testing.T, d time.Duration, workers int, transports ...http.RoundT
 }
 
 func TestGoodput(t *testing.T) {
+	if testing.Short() {
+		t.Skip("computes for seconds: all requests of many virtual minutes")
+	}
 	const ms = time.Millisecond
 	for _, tt := range []struct {
 		name     string
@@ -122,6 +125,9 @@ func TestGoodput(t *testing.T) {
 // TestForeignProcesses has several processes share an account and not know of
 // each other: pause, probe and pace are all they have.
 func TestForeignProcesses(t *testing.T) {
+	if testing.Short() {
+		t.Skip("computes for seconds: all requests of many virtual minutes")
+	}
 	const d, runs = 1500 * time.Second, 4
 	for processes, least := range map[int]float64{2: 0.76, 4: 0.70, 8: 0.58} {
 		t.Run(fmt.Sprint(processes), func(t *testing.T) {
