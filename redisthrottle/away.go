@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"syscall"
 	"time"
 )
@@ -27,7 +28,7 @@ func (l *Limiter) lose(err error) {
 	before := l.away
 	l.away = err
 	l.hangUp(l.client)
-	l.client, l.asked = l.dial(), nil
+	l.client, l.asked, l.syncing = l.dial(), nil, false
 	if before == nil {
 		l.awaySince = time.Now()
 		text := "Redis is away, requests wait"
@@ -36,10 +37,33 @@ func (l *Limiter) lose(err error) {
 		}
 		l.log(slog.LevelWarn, text, "err", err)
 	}
-	if l.waiting {
+	if now := time.Now(); l.wanted(now) {
 		l.sync()
+	} else {
+		l.schedule(now)
+		l.end()
 	}
 	l.wake()
+}
+
+// plain reports whether a Redis without TLS is at addr: it waits for the end of
+// the line that a TLS handshake seems to it.
+func plain(addr string) bool {
+	if addr == "" {
+		return false
+	}
+	c, err := net.DialTimeout("tcp", addr, retrySoon)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(callPatience))
+	answer := make([]byte, 1)
+	_, err = io.WriteString(c, "PING\r\n")
+	if err == nil {
+		_, err = io.ReadFull(c, answer)
+	}
+	return err == nil && (answer[0] == '+' || answer[0] == '-') // PONG, or NOAUTH
 }
 
 // found notes that Redis answers. It requires mu.

@@ -139,6 +139,9 @@ func (l *Limiter) connect(client redis.UniversalClient) {
 		o.ContextTimeoutEnabled, o.DisableIdentity, o.MaxRetries, o.DialerRetries = true, true, -1, 1
 		o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = maxAsked+2, 0, 0, 0
 		o.ClientSideCacheConfig, o.ClientSideCache = nil, nil
+		if o.TLSConfig != nil && o.Network == "tcp" {
+			l.secure = o.Addr
+		}
 		l.dial = func() redis.UniversalClient { return redis.NewClient(&o) }
 	case *redis.ClusterClient:
 		o := *c.Options()

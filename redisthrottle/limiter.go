@@ -34,53 +34,13 @@ const (
 var ErrClosed = errors.New("redisthrottle: limiter is closed")
 
 // A Limiter is the [clarifaihttp.Limiter] of a process that shares an account
-// with others. It is safe for concurrent use, by several Throttles too.
+// with others. [New] makes one; there is no zero value to use. It is safe for
+// concurrent use, by several Throttles too.
 //
-// # Tokens
-//
-// Redis holds N = Limit tokens for the account. Each is in one of three lists:
-// free, taken, or parked during a pause. A request needs one: BLMOVE moves it
-// from free to taken, for those who wait in the order in which they came. It
-// goes back W after the request has arrived: W is Window plus 10 ms, the
-// arrival is known at the answer or Transit after the request was written, and
-// the time is measured on the process's own clock, which is monotonic.
-//
-// So of N+1 requests one got its token from one of the others, after W from
-// that one's arrival: no N+1 arrive within one window. This is the proof of
-// [clarifaihttp.Throttle] with tokens for slots. No clock of Redis is used for
-// it.
-//
-// A token's name has a generation, which changes whenever the token leaves
-// taken. One script does all of that, and names what it moves by name and
-// generation. So a call that is sent again after a lost reply, or that a
-// frozen Redis executes when it wakes, does nothing: no token is ever there
-// twice. Each call of the script counts the three lists; another number of
-// tokens than were made, of whatever cause, are all thrown away and made anew.
-//
-// # Silence
-//
-// D = 3 s + Transit + W is the time after which a request of a process that
-// was not heard of counts no more: it is let go within 1.1 s of asking for
-// the token, or else gives it back, has been written when 3 s are over, and
-// arrives by Transit later. Whoever is alive and keeps a token says so every
-// D/3, 1.5 s at most. Redis keeps, for all, when a silence ends, by the pool's
-// clock: that is Redis's, but a time in which nobody called counts for no more
-// than D - D/3 - 0.4 s of it, and a step that a caller notices for nothing.
-//
-//   - A token that was in taken for D, and of which nobody has said that it is
-//     in use, is lost: its process died, or the reply that gave it did not come.
-//     It goes back to free.
-//   - Tokens that were thrown away or not found (a first start, FLUSHALL,
-//     eviction, another Redis by restart or failover: its run_id is another)
-//     are made anew after D. Requests that are under way then get theirs at once.
-//
-// # Pause
-//
-// A throttled response parks the tokens that are free and those that come back.
-// When the pause is over one token is freed, as the probe: whoever takes it, W
-// after its arrival it lets the others go. For an hour tokens are freed no faster
-// than the pace allows, which is the core's for one process. Pause and pace use
-// Redis's clock.
+// Redis holds Limit tokens. A request takes one, and the Limiter gives it back
+// Window + 10 ms after the request has arrived. So no window of the server sees
+// more than Limit requests, whatever the processes, their clocks or the network do.
+// The proof stands above the pool's step, in pool.go.
 //
 // # Where it ends
 //
@@ -103,6 +63,7 @@ type Limiter struct {
 	turn    chan struct{} // held by the one who waits
 	dial    func() redis.UniversalClient
 	hangUp  func(redis.UniversalClient)
+	secure  string      // address, if the client uses TLS
 	outside atomic.Bool // run_id is asked for outside the script
 
 	mu      sync.Mutex // guards all below; nothing is awaited or called back under it
@@ -120,6 +81,7 @@ type Limiter struct {
 	last       time.Time // a request was let go
 	busy       bool      // the next was there at once
 	asked      []*take   // BLMOVEs under way, whose replies are waited for
+	takes      int       // BLMOVEs so far
 	held       []*token  // in the order in which they came
 	turnOfNext time.Time // of those that are delayed by the pace
 	timer      *time.Timer
@@ -183,7 +145,7 @@ func (l *Limiter) Wait(ctx context.Context) error {
 		if ok {
 			return nil
 		}
-		if deadline, has := ctx.Deadline(); has && deadline.Before(notBefore) {
+		if deadline, has := ctx.Deadline(); has && notBefore.After(now) && deadline.Before(notBefore) {
 			return &clarifaihttp.WaitError{Wait: notBefore.Sub(now)}
 		}
 		alarm.Reset(max(askAt.Sub(now), 0))
@@ -229,7 +191,11 @@ func (l *Limiter) next(now time.Time) (ok bool, askAt, notBefore time.Time) {
 		l.letGo(t, now)
 		return true, now, now
 	}
-	l.take(known) // if nothing is known yet, or to be in line when the silence is over
+	if known {
+		// A token is asked for within tick of a call, and used within patience of
+		// that: so the pool's steps know for how long an unseen token may be in use.
+		l.take()
+	}
 	return false, due, now
 }
 

@@ -1,5 +1,5 @@
 -- One step of an account's pool. All that happens to tokens, but for being
--- taken by BLMOVE free -> taken, happens here; Limiter's comment has the rule.
+-- taken by BLMOVE free -> taken, happens here; pool.go has the rule.
 --
 -- KEYS  pool    hash: what is known of the account
 --       free    list: tokens for whoever comes first
@@ -13,7 +13,7 @@
 --       the pause that the caller knows, that number if the pause is over by the
 --       caller's clock, ms between two tokens at the pace, and if the server
 --       told the account to pause: its ms, the rates before and after the cut;
---       then pairs: how, token
+--       1 if the caller would have a token; then pairs: how, token
 --
 -- A token is pool.number.generation. It gets its next generation whenever it
 -- leaves taken, so that a call that comes late or twice finds nothing. An error
@@ -42,9 +42,9 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local least = math.min(silence, f.silence and num('silence') or silence)
-local passed = math.max(0, math.min(now - num('now'), least - math.min(least / 3, 1500) - 400))
+local passed, most = math.max(0, now - num('now')), least - math.min(least / 3, 1500) - 400
 if reckoned and math.abs(now - reckoned) > 100 then passed = 0 end
-local clock = num('clock') + passed
+local clock = num('clock') + math.min(passed, most)
 set('now', now) -- fails first, out of memory
 set('clock', clock)
 local own = silence
@@ -128,13 +128,21 @@ local function place(token, how)
   end
 end
 
-local errands = {unpack(ARGV, 15)}
+-- Nobody is in line while a token is free.
+local token = f.ready == '1' and ARGV[15] == '1' and num('made') <= limit and pause == 0 and redis.call('LMOVE', free, taken, 'LEFT', 'RIGHT') or nil
+if token then redis.call('HSET', seen, token, clock + silence) end
+
+-- A token that nobody has seen in taken was let go within 2.6 s of the step before
+-- this one: pool.go says why.
+local errands, since = {unpack(ARGV, 16)}, silence + 2600 - passed
 if clock >= math.min(num('look'), num('lost')) then
   local lost, entries, soonest = {}, redis.call('HGETALL', seen), clock + silence
   for i = 1, #entries, 2 do lost[entries[i]] = tonumber(entries[i + 1]) end
   for _, token in ipairs(redis.call('LRANGE', taken, 1, -1)) do
     if not lost[token] then
-      redis.call('HSET', seen, token, clock + silence)
+      lost[token] = clock + math.min(silence, math.max(silence - most, since))
+      redis.call('HSET', seen, token, lost[token])
+      soonest = math.min(soonest, lost[token])
     elseif clock >= lost[token] then
       table.insert(errands, 'sent')
       table.insert(errands, token)
@@ -142,7 +150,7 @@ if clock >= math.min(num('look'), num('lost')) then
       soonest = math.min(soonest, lost[token])
     end
   end
-  set('look', clock + 500)
+  set('look', clock + math.min(limit, 500)) -- a look takes longer if there are many
   set('lost', soonest)
 end
 
@@ -190,6 +198,6 @@ for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ttl) end
 local left = f.phase == 'paused' and f.ready == '1' and math.max(1, math.min(num('until') - now, num('wait'))) or 0
 return cjson.encode({
   id = f.id, state = f.ready == '1' and 'ready' or 'silent', phase = f.phase or '', number = f.number or '', limit = limit,
-  left = left, wait = num(f.ready == '1' and 'lost' or 'at') - clock, now = now, care = next(care) and care or nil, names = next(names) and names or nil,
+  token = token, left = left, wait = num(f.ready == '1' and 'lost' or 'at') - clock, now = now, care = next(care) and care or nil, names = next(names) and names or nil,
   throttled = num('throttled'), resumed = num('until'), cut = num('cut'), from = num('from'), to = num('to'),
 })

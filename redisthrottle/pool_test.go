@@ -184,6 +184,53 @@ func TestLost(t *testing.T) {
 	p.lists("2.0 0.1", "1.0", "")
 }
 
+// TestUnseen has a step find a token in taken that none before has seen: how soon
+// it is lost depends on how long ago the step before was.
+func TestUnseen(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		ago  time.Duration
+		step bool // of Redis's clock, as the caller notices
+		want float64
+	}{
+		{time.Second, false, 4260}, {3 * time.Second, false, 3860}, {time.Hour, false, 1820}, {time.Hour, true, 4260},
+	} {
+		p := newPool(t)
+		now := p.must(order{}).Now
+		p.take()
+		p.client.HIncrByFloat(t.Context(), p.keys[0], "now", -float64(tt.ago.Milliseconds()))
+		p.client.HSet(t.Context(), p.keys[0], "look", 0) // the next would be 3 ms later
+		o := order{}
+		if tt.step {
+			o.clock = now - 1e6
+		}
+		begin := time.Now()
+		if r := p.must(o); r.Wait > tt.want+1 || r.Wait < tt.want-float64(time.Since(begin).Milliseconds())-1000 {
+			t.Errorf("%v after the step before: lost in %v ms, want %v", tt.ago, r.Wait, tt.want)
+		}
+	}
+}
+
+// TestWant has the script give tokens while there are some, and see them.
+func TestWant(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	a := p.must(order{want: true}).Token
+	p.must(order{want: true})
+	p.lists("2.0", "0.0 1.0", "")
+	if seen := p.client.HExists(t.Context(), p.keys[4], a).Val(); a == "" || !seen {
+		t.Errorf("token %q, seen: %v", a, seen)
+	}
+	p.must(order{want: true})
+	if r := p.must(order{want: true}); r.Token != "" {
+		t.Errorf("%+v", r)
+	}
+	p.must(order{errands: []errand{{"sent", a}}})
+	if r := p.must(order{want: true, pause: time.Minute}); r.Token != "" {
+		t.Errorf("during a pause: %+v", r)
+	}
+}
+
 // TestLimits has processes use other limits: the lowest is in force.
 func TestLimits(t *testing.T) {
 	t.Parallel()

@@ -145,7 +145,8 @@ func TestDeath(t *testing.T) {
 	}{
 		{"with requests under way, just before the other's", 3 * time.Second, 100 * ms, 8 * time.Second},
 		{"with requests under way, just after the other's", 3 * time.Second, 5900 * ms, 8 * time.Second},
-		{"before it called again", 0, 5900 * ms, 13 * time.Second},
+		{"before it called again", 0, 5900 * ms, 8 * time.Second},
+		{"before it called again, the other's half-way", 0, 2500 * ms, 8 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -222,13 +223,13 @@ func TestIdleNight(t *testing.T) {
 			t.Errorf("%s expires in %v", key, ttl)
 		}
 	}
-	l = redisthrottle.New(connect(t, newFarProxy(t, server.Addr, distance).Addr), redisthrottle.Config{Logger: quiet})
-	begin := time.Now()
+	network := newFarProxy(t, server.Addr, distance)
+	l = redisthrottle.New(connect(t, network.Addr), redisthrottle.Config{Logger: quiet})
+	begin, called := time.Now(), calls(t, client)
 	wait(t, l, 10*time.Second)
-	d := time.Since(begin)
-	t.Logf("the first permission after %v, at %v from Redis", d, distance)
-	if d > time.Second {
-		t.Errorf("want some round trips")
+	t.Logf("the first permission after %v, at %v from Redis; %d pieces sent", time.Since(begin), distance, network.tries.Load()-1)
+	if n := calls(t, client) - called; n != 1 {
+		t.Errorf("%d calls, want 1", n)
 	}
 }
 
@@ -341,8 +342,8 @@ func TestVanished(t *testing.T) {
 		t.Fatalf("log: %q", lines)
 	}
 	t.Logf("Redis is back after %v, the first permission came after %v", j.times[back].Sub(vanished), d)
-	if d > 6500*ms {
-		n.slow(t, "want 6.5 s")
+	if d > 6*time.Second {
+		n.slow(t, "want 6 s")
 	}
 	time.Sleep(3 * time.Second)
 	ld.check(t, time.Time{}, 15)
@@ -401,6 +402,32 @@ func TestRolling(t *testing.T) {
 			if r := ld.rate(4*time.Second, limits[1]); r < 0.9*float64(limits[1]) {
 				n.slow(t, "%.1f requests/s at last", r)
 			}
+		})
+	}
+}
+
+// TestCalls counts the calls with processes that always want to send.
+func TestCalls(t *testing.T) {
+	for n, want := range map[int]float64{1: 1.17, 4: 1.83, 16: 3.16, 64: 8.93} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			server := startRedis(t)
+			client := connect(t, server.Addr)
+			ld, noise := load{answer: 50 * ms}, listen(t)
+			for range n {
+				ld.run(t, redisthrottle.New(connect(t, server.Addr), redisthrottle.Config{Logger: quiet}))
+			}
+			ld.await(t, time.Now(), 75, 60*time.Second)
+			begin, called := time.Now(), calls(t, client)
+			time.Sleep(15 * time.Second)
+			sent := len(ld.all(begin))
+			perSecond := float64(calls(t, client)-called) / 15
+			perRequest := 15 * perSecond / float64(sent)
+			t.Logf("%d processes: %.2f calls per request, %.2f calls per process and second, %.1f requests/s", n, perRequest, perSecond/float64(n), float64(sent)/15)
+			if perRequest > want+0.6 { // fewer go back together where the machine is busy
+				noise.slow(t, "want %v", want)
+			}
+			ld.check(t, time.Time{}, 15)
 		})
 	}
 }

@@ -20,10 +20,12 @@ func (l *Limiter) sync() {
 }
 
 // run calls the script for as long as there is something to do. While Redis is
-// away, it is the one who tries, and there is no other.
+// away, it is the one who tries, and there is no other. It ends with its client,
+// which lose replaces.
 func (l *Limiter) run() {
 	l.lock()
 	defer l.unlock()
+	client := l.client
 	for {
 		if l.away != nil {
 			wait := time.Until(l.tried.Add(l.retry))
@@ -36,22 +38,28 @@ func (l *Limiter) run() {
 			}
 		}
 		l.again = false
-		o, client, takes := l.order(time.Now()), l.client, l.cannotTake
+		o, takes := l.order(time.Now()), l.cannotTake
 		l.unlock()
 		r, err := l.call(client, o)
+		if err != nil && o.clock == 0 && plain(l.secure) {
+			err = errPlain
+		}
 		name := ""
 		if err == nil && takes {
 			name, err = l.blmove(client, time.Millisecond)
 		}
 		l.lock()
 		now := time.Now()
-		l.tried = now
-		if name != "" {
-			l.giveBackAt(now, name, "unused")
+		if name = cmp.Or(name, r.Token); name != "" {
+			l.came(name, o.sent)
 		}
+		if l.client != client {
+			return // BLMOVE found first that Redis is away
+		}
+		l.tried = now
 		if err != nil {
 			l.lose(err)
-			continue
+			return
 		}
 		l.cannotTake = l.cannotTake && !takes
 		l.apply(o, r, now)
@@ -74,7 +82,7 @@ func (l *Limiter) wanted(now time.Time) bool {
 func (l *Limiter) order(now time.Time) order {
 	p := gate.NewPace(cmp.Or(l.view.Limit, l.config.Limit), l.config.Window)
 	p.State = l.pace
-	o := order{sent: now, known: l.view.Number, until: l.pause, pause: l.pause.Sub(now)}
+	o := order{sent: now, takes: l.takes, want: l.waiting && len(l.asked) == 0 && l.granted(now) == nil, known: l.view.Number, until: l.pause, pause: l.pause.Sub(now)}
 	if rate := p.Rate(now); !math.IsInf(rate, 1) {
 		o.gap = time.Duration(float64(time.Second) / rate)
 	}
@@ -102,6 +110,9 @@ func (l *Limiter) apply(o order, r reply, now time.Time) {
 	before := l.view
 	l.view, l.synced, l.distance = r, o.sent, now.Sub(o.sent)
 	l.view.Care, l.view.Names = nil, nil
+	if o.want && o.takes == l.takes {
+		l.connected = time.Time{} // by this call, if any: there was no other
+	}
 	if l.away != nil && !l.cannotTake {
 		l.found(now)
 	}

@@ -176,18 +176,16 @@ func (blmove) NoRetry() bool { return true }
 
 // take has a BLMOVE under way: several, if tokens are wanted faster than they can
 // come one after the other. It requires mu.
-func (l *Limiter) take(known bool) {
+func (l *Limiter) take() {
 	// Whoever waits for longer asks again, at the end of the line: by chance, not
-	// always the same ones.
-	want, block := 1, block-rand.N(block/6)
-	if !known {
-		block /= 3 // there may be a connection to make
-	}
+	// always the same ones. There may be a connection to make.
+	want, block := 1, max(block-rand.N(block/12)-4*l.distance, block/6)
 	if l.busy {
 		want += int(min(l.distance.Seconds()*float64(l.view.Limit)/l.config.Window.Seconds(), maxAsked-1))
 	}
 	for len(l.asked) < want {
 		t := &take{time.Now()}
+		l.takes++
 		l.asked = append(l.asked, t)
 		client := l.client
 		go func() {
@@ -232,12 +230,20 @@ func (l *Limiter) took(t *take, name string, err error) {
 	case err != nil && i >= 0:
 		l.tried, l.cannotTake = now, true
 		l.lose(err)
-	case name != "" && i >= 0 && l.waiting && !l.closed:
-		l.giveBackAt(now.Add(patience), name, "unused").asked = t.asked
 	case name != "":
-		l.giveBackAt(now.Add(spare), name, "unused").asked = t.asked
+		l.came(name, t.asked)
 	}
 	l.wake()
+}
+
+// came notes a token that was asked for then: whoever waits gets it, unless Redis
+// was away. It requires mu.
+func (l *Limiter) came(name string, asked time.Time) {
+	keep := spare
+	if l.waiting && !l.closed {
+		keep = patience
+	}
+	l.giveBackAt(time.Now().Add(keep), name, "unused").asked = asked
 }
 
 // granted returns a token that came for whoever waits, if there is one. It

@@ -94,6 +94,7 @@ func TestErrors(t *testing.T) {
 		{"INFO denied", "INFO", login(t, server.Addr, append(slices.Clone(rights), "-info")), redisthrottle.Config{Account: "a"}, nil, func() { grant(t, admin, "+info") }},
 		{"wrong CA", "x509", other.client(t, secure.addr), redisthrottle.Config{}, nil, nil},
 		{"plain to TLS", "TLS", connect(t, secure.addr), redisthrottle.Config{}, nil, nil},
+		{"TLS to plain", "TLS", secure.client(t, server.Addr), redisthrottle.Config{}, nil, nil},
 		{"wrong type", "WRONGTYPE", connect(t, server.Addr), redisthrottle.Config{Account: "b"},
 			func() { admin.Set(t.Context(), "clarifaihttp:{b}:pool", "x", 0) }, func() { admin.Del(t.Context(), "clarifaihttp:{b}:pool") }},
 		{"BLMOVE denied", "NOPERM", login(t, startRedis(t).Addr, append(slices.Clone(rights), "-blmove")), redisthrottle.Config{}, nil, nil},
