@@ -18,37 +18,66 @@
 //
 // # What it costs
 //
-// The first use of an empty Redis begins after 3 s + Transit + Window: 4.3 s by
-// default. The keys live for 30 days after the last use, so this happens once.
-// A request costs about two calls of Redis, a process that waits one or two more
-// per second (go test -bench Calls, go test -run CallsAfter -v). Each process
-// has three connections, more if it is far from Redis: one process alone reaches
-// 90 % of the limit at 41 ms, 85 % at 77 ms (go test -run Distance -v).
+// The first use of an empty Redis waits for 3 s + Transit + Window: 4.3 s by
+// default, 63.3 s with a Window of a minute. Redis keeps what it knows for 30 days
+// after the last use, so this happens once. Later, a process that starts waits for
+// its connection and one round trip.
+//
+// A process with requests in line calls Redis some times per second: about 20
+// times when it is alone, 7 times as one of 4, 3 of 16, 2 of 64. This command
+// prints the figures of your machine:
+//
+//	go test -run 'Calls$' -v .
+//
+// A process that does not send makes no calls. Each process has up to 8
+// connections, two if it is near Redis. One process alone reaches 90 % of the limit
+// at 41 ms from Redis, 85 % at 77 ms (go test -run Distance -v .).
+//
+// Make a client of its own for the Limiter where the application's client has
+// hooks, or is closed earlier. The Limiter takes the client's options and makes its
+// own connections in any case: see [New].
 //
 // # Which Redis
 //
-// It must be one server at a time, 6.2 or later, with Lua scripts, BLMOVE and
-// INFO. A user needs these rights, for Cluster +cluster|slots and +asking
-// too:
+// The Limiter needs one server at a time, Redis 6.2 or later, with Lua scripts,
+// BLMOVE and INFO. Its user needs these rights, and in a Cluster +cluster|slots and
+// +asking too:
 //
 //	~clarifaihttp:* +hello +eval +evalsha +info +time +blmove +lmove +rpush +lpop
 //	+lrem +lrange +llen +hgetall +hset +hdel +del +pexpire
 //
-// The following is from the documents named, and was not tried there.
+// Set maxmemory-policy to noeviction. An evicted key costs a silence of 4.3 s, but
+// never lets a request pass.
 //
-//   - Amazon ElastiCache restricts none of these commands
+// The tests use redis-server itself: alone, with TLS, as a Cluster, with Sentinel.
+// What follows was read in the documents named, and not tried.
+//
+// These work:
+//
+//   - Amazon ElastiCache: it restricts none of the commands
 //     (docs.aws.amazon.com/AmazonElastiCache/latest/dg/ClientConfig.RestrictedCommands.html).
-//   - Google Memorystore supports BLMOVE, EVAL and INFO
+//   - Google Memorystore: it supports BLMOVE, EVAL and INFO
 //     (docs.cloud.google.com/memorystore/docs/redis/supported-commands).
-//   - Oracle OCI Cache has no scripts in sharded clusters; use one that is not
+//   - Oracle OCI Cache, not sharded: sharded clusters have no scripts
 //     (docs.oracle.com/iaas/Content/ocicache/restrictedcommands.htm).
-//   - Redis Enterprise and Redis Cloud have no INFO in scripts: it is asked for
-//     outside (redis.io/docs/latest/commands/info). Active-Active databases have
-//     several masters, and no BLMOVE (redis.io/docs/latest/commands/blmove).
-//   - Upstash lists BLMOVE (upstash.com/docs/redis/overall/rediscompatibility);
-//     if its INFO has no run_id, Wait returns an error that says so.
-//   - What never works: several masters, a [redis.Ring], or twemproxy, which has
-//     no blocking commands (github.com/twitter/twemproxy/issues/519).
-//   - Set maxmemory-policy to noeviction or a volatile one that spares keys in
-//     use: an evicted key costs a silence, never a request too many.
+//   - Redis Enterprise and Redis Cloud: scripts cannot call INFO there, so the
+//     Limiter calls it outside (redis.io/docs/latest/commands/info).
+//   - Azure Managed Redis, which is Redis Enterprise 7.4
+//     (learn.microsoft.com/azure/redis/overview). With the OSS clustering policy use
+//     a [redis.ClusterClient], with the Enterprise policy a [redis.Client], for that
+//     policy has no CLUSTER SLOTS
+//     (learn.microsoft.com/azure/redis/best-practices-client-libraries).
+//   - Upstash lists BLMOVE (upstash.com/docs/redis/overall/rediscompatibility). If
+//     its INFO has no run_id, Wait returns an error that says so.
+//
+// These never work:
+//
+//   - Azure Cache for Redis, Basic to Premium: it has Redis 6.0, without BLMOVE
+//     (learn.microsoft.com/azure/azure-cache-for-redis/cache-overview).
+//   - Anything with several masters for one key: Active-Active databases, which
+//     have no BLMOVE either (redis.io/docs/latest/commands/blmove), Azure's active
+//     geo-replication (learn.microsoft.com/azure/redis/how-to-active-geo-replication),
+//     and a [redis.Ring].
+//   - twemproxy: it has no blocking commands
+//     (github.com/twitter/twemproxy/issues/519).
 package redisthrottle

@@ -132,8 +132,10 @@ func run() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	fmt.Printf("%d processes with %d workers each share 15 requests per second.\n", *processes, *workers)
 	where := *addr
 	if where == "" {
+		fmt.Println("Starting a redis-server of its own.")
 		server, err := redisserver.Start()
 		if err != nil {
 			return fmt.Errorf("%w; or give the address of a Redis by -redis", err)
@@ -173,9 +175,7 @@ func run() error {
 
 // watch prints a line per second, and a summary.
 func watch(ctx context.Context, a *account, client *redis.Client) {
-	fmt.Printf("%d processes with %d workers each, at most 15 requests per second in all.\n", *processes, *workers)
-	fmt.Print("Where nothing is known of the account, its use begins after 4.3 s of silence.\n\n")
-	fmt.Print("   time ")
+	fmt.Print("An account that Redis does not know is used after 4.3 s.\n\n   time ")
 	for i := range *processes {
 		fmt.Printf("%5s", "p"+strconv.Itoa(i+1))
 	}
@@ -216,7 +216,8 @@ func watch(ctx context.Context, a *account, client *redis.Client) {
 		squares += float64(n) * float64(n)
 	}
 	n := s.Served - firstServed
-	fmt.Printf("\n%.1f requests/s, %d throttled, at most %d in one second; Jain's fairness %.3f; %.2f calls of Redis per request\n",
+	fmt.Printf("\n%.1f requests/s, %d throttled, at most %d in one second\n"+
+		"Jain's fairness %.3f, %.2f calls of Redis per request\n",
 		float64(n)/time.Since(first).Seconds(), s.Throttled, s.Peak, sum*sum/(float64(*processes)*squares),
 		float64(calls(client)-firstCalls)/float64(n))
 }
