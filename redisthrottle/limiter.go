@@ -105,7 +105,11 @@ type Limiter struct {
 	quiet      time.Time // until then nothing is sent, after a return from that
 }
 
-var _ clarifaihttp.Limiter = (*Limiter)(nil)
+var (
+	_ clarifaihttp.ArrivalLimiter  = (*Limiter)(nil)
+	_ clarifaihttp.PauseLimiter    = (*Limiter)(nil)
+	_ clarifaihttp.SettingsLimiter = (*Limiter)(nil)
+)
 
 // Wait returns nil when a request may be sent. It returns the cause of ctx if
 // that ends first, a [*clarifaihttp.WaitError] if it is known to end first, and
