@@ -114,12 +114,17 @@ type permitted struct{}
 // dated notes when its Limiter lets a request go.
 type dated struct{ *redisthrottle.Limiter }
 
-func (d dated) Wait(ctx context.Context) error {
-	err := d.Limiter.Wait(ctx)
-	if at, ok := ctx.Value(permitted{}).(*atomic.Int64); ok {
+func (d dated) Wait(ctx context.Context) error { return d.Limiter.Wait(datedContext{ctx}) }
+
+// datedContext is asked for its error just before each decision. So a process that
+// is frozen after one cannot date it later.
+type datedContext struct{ context.Context }
+
+func (d datedContext) Err() error {
+	if at, ok := d.Value(permitted{}).(*atomic.Int64); ok {
 		at.Store(time.Now().UnixMilli())
 	}
-	return err
+	return d.Context.Err()
 }
 
 // dating tells the server that instant.
