@@ -9,3 +9,10 @@ func (l *Limiter) Idle() bool {
 	return !l.waiting && !l.syncing && len(l.asked) == 0 &&
 		!slices.ContainsFunc(l.held, func(t *token) bool { return t.how == "unused" })
 }
+
+// Called reports whether a call of l was answered.
+func (l *Limiter) Called() bool {
+	l.lock()
+	defer l.unlock()
+	return !l.synced.IsZero()
+}

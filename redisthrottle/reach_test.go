@@ -146,8 +146,7 @@ func TestDeath(t *testing.T) {
 		{"with requests under way, just before the other's", 3 * time.Second, 100 * ms, 8 * time.Second},
 		{"with requests under way, just after the other's", 3 * time.Second, 5900 * ms, 8 * time.Second},
 		{"before it called again", 0, 5900 * ms, 8 * time.Second},
-		// At worst the other's steps are as late as may be, and its deadline ends just before.
-		{"before it called again, the other's half-way", 0, 2500 * ms, 10 * time.Second},
+		{"before it called again, the other's half-way", 0, 2500 * ms, 8 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -160,6 +159,9 @@ func TestDeath(t *testing.T) {
 				wait(t, dying, 10*time.Second)
 			}
 			refused(t, other, 500*ms)
+			for !other.Called() { // its call has seen the tokens
+				refused(t, other, 100*ms)
+			}
 			time.Sleep(tt.lived)
 			network.stick(true)
 			death := time.Now()
