@@ -3,7 +3,8 @@ package throttletest
 import (
 	"encoding/binary"
 	"net/http"
-	"strings"
+
+	"example.com/clarifaihttp/internal/grpcstatus"
 )
 
 // A status is Clarifai's, clarifai.api.status.Status.
@@ -12,13 +13,7 @@ type status struct {
 	description, details, requestID string
 }
 
-// isGRPC reports whether r is of gRPC: its Content-Type is application/grpc,
-// or begins with application/grpc+.
-func isGRPC(r *http.Request) bool {
-	mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	mediaType, _, _ = strings.Cut(mediaType, "+")
-	return strings.EqualFold(strings.TrimSpace(mediaType), "application/grpc")
-}
+func isGRPC(r *http.Request) bool { return grpcstatus.Type(r.Header.Get("Content-Type")) }
 
 // writeGRPC answers with one message, in which s is field 1 as it is in all of
 // Clarifai's responses.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/grpcstatus"
 )
 
 // newProxy returns the proxy as a handler. When stopping is done, it refuses
@@ -111,13 +112,7 @@ func reply(w http.ResponseWriter, r *http.Request, status int, text string) {
 	w.WriteHeader(http.StatusOK)
 }
 
-// isGRPC reports whether r's Content-Type is application/grpc, or begins with
-// application/grpc+.
-func isGRPC(r *http.Request) bool {
-	mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	mediaType, _, _ = strings.Cut(mediaType, "+")
-	return strings.EqualFold(strings.TrimSpace(mediaType), "application/grpc")
-}
+func isGRPC(r *http.Request) bool { return grpcstatus.Type(r.Header.Get("Content-Type")) }
 
 // percentEncoded encodes all but printable ASCII, as gRPC wants of a message.
 func percentEncoded(s string) string {
