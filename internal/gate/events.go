@@ -29,7 +29,7 @@ func (g *Gate) Asked(tk *Ticket, dials bool) {
 		g.connecting.insert(tk, next)
 		g.slots.set(tk, now.Add(patience))
 		g.unreport(tk)
-		if g.reports() {
+		if g.tellArrived != nil {
 			time.AfterFunc(patience, g.tick) // nobody else may look
 		}
 	}
@@ -275,16 +275,10 @@ func (g *Gate) unreport(tk *Ticket) {
 	}
 }
 
-// reports reports whether the Limiter wants to know of arrivals.
-func (g *Gate) reports() bool {
-	_, ok := g.limiter.(interface{ Arrived() })
-	return ok
-}
-
 // report has the Limiter told, after d, that a wire request that it permitted
 // has arrived. It requires mu.
 func (g *Gate) report(tk *Ticket, d time.Duration) {
-	if !tk.permitted || !g.reports() {
+	if !tk.permitted || g.tellArrived == nil {
 		return
 	}
 	if tk.arrived != nil && !tk.arrived.Stop() {
@@ -295,7 +289,7 @@ func (g *Gate) report(tk *Ticket, d time.Duration) {
 		tk.permitted, tk.arrived = false, nil
 		g.arrivedAtOnce()
 	case tk.arrived == nil:
-		tk.arrived = time.AfterFunc(d, g.limiter.(interface{ Arrived() }).Arrived)
+		tk.arrived = time.AfterFunc(d, g.tellArrived)
 	default:
 		tk.arrived.Reset(d)
 	}
@@ -303,8 +297,8 @@ func (g *Gate) report(tk *Ticket, d time.Duration) {
 
 // arrivedAtOnce has the Limiter told of an arrival. It requires mu.
 func (g *Gate) arrivedAtOnce() {
-	if l, ok := g.limiter.(interface{ Arrived() }); ok {
-		g.after = append(g.after, l.Arrived)
+	if g.tellArrived != nil {
+		g.after = append(g.after, g.tellArrived)
 	}
 }
 

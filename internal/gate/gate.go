@@ -100,6 +100,7 @@ type Gate struct {
 	transit     time.Duration
 	answersOnly bool
 	limiter     Limiter
+	tellArrived func() // the Limiter's Arrived; nil: it does not want to know
 
 	mu    sync.Mutex // guards all below; nothing is awaited or called back under it
 	after []func()   // to be called once mu is released
@@ -156,6 +157,9 @@ func New(c Config) *Gate {
 		pause:       pause{backoff: c.Backoff, max: c.MaxBackoff, window: c.Window},
 		pace:        NewPace(c.Limit, c.Window),
 		run:         newRun(c.Limit, c.Window),
+	}
+	if l, ok := c.Limiter.(interface{ Arrived() }); ok {
+		g.tellArrived = l.Arrived
 	}
 	return g
 }
