@@ -334,7 +334,7 @@ func (c *call) send() (anew bool) {
 	w := &a.wire
 	w.Context, w.Gate, w.Watch, w.Cancel = c.Context, c.gate, c.watch, c.canceled()
 	w.Length = c.req.ContentLength
-	w.Dials, w.PlainIsHTTP1 = c.t.connections(c.req)
+	w.Dials, w.PlainIsHTTP1 = c.t.connections()
 	w.MayResend = !c.hasBody()
 	a.req = *c.req.WithContext(w.Trace(c.ticket))
 	var body io.Closer = http.NoBody
@@ -419,7 +419,7 @@ func (c *call) body(a *attempt) io.Closer {
 
 // connections tells what is known of the base's: whether a request that waits
 // for one waits for a dial, and whether one without TLS is for HTTP/1 alone.
-func (t *Transport) connections(req *http.Request) (dials, plainIsHTTP1 bool) {
+func (t *Transport) connections() (dials, plainIsHTTP1 bool) {
 	base := t.base
 	for {
 		inner, ok := base.(*Transport)

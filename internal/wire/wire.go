@@ -22,9 +22,9 @@ const (
 	// being written means being on its way.
 	maxSmall = 64 << 10
 
-	// A fresh connection is held so long at most by a request that waits: the
-	// server may close it as idle, and net/http does not send on another one by
-	// itself then.
+	// A connection of its own that is fresh, or whose request has a body, is held so
+	// long at most by a request that waits: the server may close it as idle, and
+	// net/http does not send on another one by itself then.
 	holdsFresh = time.Second
 )
 
