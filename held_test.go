@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"example.com/clarifaihttp"
+	"example.com/clarifaihttp/internal/grpctest"
 	"example.com/clarifaihttp/throttletest"
 )
 
@@ -35,9 +36,7 @@ func TestCanceledWhileItIsWritten(t *testing.T) {
 		arrived := newTimeline()
 		server := throttletest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { arrived.mark() }))
 		defer server.Close()
-		base := server.Client().Transport.(*http.Transport)
-		base.Protocols = new(http.Protocols)
-		base.Protocols.SetUnencryptedHTTP2(true)
+		base := grpctest.H2C(server.Client().Transport.(*http.Transport))
 		dial := base.DialContext
 		var late atomic.Int64
 		base.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
