@@ -22,12 +22,6 @@ func section(readme string) (text string, ok bool) {
 	return text, begun && ended
 }
 
-// mustSection returns a section that is known to be there.
-func mustSection(readme string) string {
-	text, _ := section(readme)
-	return text
-}
-
 // withSection returns the README with a new section, or as it is if it has no
 // place for one.
 func withSection(readme, text string) string {
