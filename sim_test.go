@@ -52,10 +52,15 @@ func flood(t *testing.T, d time.Duration, workers int, transports ...http.RoundT
 	wg.Wait()
 }
 
-func TestGoodput(t *testing.T) {
+// simulates skips a test that computes for long where time is short.
+func simulates(t *testing.T) {
 	if testing.Short() {
-		t.Skip("computes for seconds: all requests of many virtual minutes")
+		t.Skip("computes all requests of many virtual minutes")
 	}
+}
+
+func TestGoodput(t *testing.T) {
+	simulates(t)
 	const ms = time.Millisecond
 	for _, tt := range []struct {
 		name     string
@@ -125,9 +130,7 @@ func TestGoodput(t *testing.T) {
 // TestForeignProcesses has several processes share an account and not know of
 // each other: pause, probe and pace are all they have.
 func TestForeignProcesses(t *testing.T) {
-	if testing.Short() {
-		t.Skip("computes for seconds: all requests of many virtual minutes")
-	}
+	simulates(t)
 	const d, runs = 1500 * time.Second, 4
 	for processes, least := range map[int]float64{2: 0.76, 4: 0.70, 8: 0.58} {
 		t.Run(fmt.Sprint(processes), func(t *testing.T) {
@@ -188,6 +191,7 @@ func TestHaltThatRestarts(t *testing.T) {
 
 // TestNeighbour has another user take a part of the account's limit.
 func TestNeighbour(t *testing.T) {
+	simulates(t)
 	for _, tt := range []struct {
 		name    string
 		service func(*rand.Rand) time.Duration
@@ -225,6 +229,7 @@ func TestNeighbour(t *testing.T) {
 // Clarifai's status: as these are taken for throttled responses only on
 // suspicion, it takes longer to see that all must pause.
 func TestGateway(t *testing.T) {
+	simulates(t)
 	for _, tt := range []struct {
 		name   string
 		server *throttletest.Handler
@@ -260,6 +265,7 @@ func TestGateway(t *testing.T) {
 // TestBrokenEndpoint has one request in a hundred get a bare 429 each time it
 // is sent. It pauses nobody.
 func TestBrokenEndpoint(t *testing.T) {
+	simulates(t)
 	synctest.Test(t, func(t *testing.T) {
 		const d = 600 * time.Second
 		server := new(throttletest.Handler)
