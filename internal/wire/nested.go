@@ -45,6 +45,9 @@ func (m *Marker) Enter() bool {
 	w := m.wire
 	w.mu.Lock()
 	late := w.ended || w.asked
+	if w.ended {
+		w.refused = nil // the attempt is sent anew by who asks now
+	}
 	w.mu.Unlock()
 	return !late && m.used.CompareAndSwap(false, true)
 }
