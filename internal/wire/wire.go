@@ -158,7 +158,9 @@ func (w *Wire) refuse(c net.Conn, err error) bool {
 	}
 	switch {
 	case w.alone(c):
-		c.SetWriteDeadline(time.Unix(1, 0))
+		if c.SetWriteDeadline(time.Unix(1, 0)) != nil { // it knows none
+			c.Close()
+		}
 		return true
 	case c == nil:
 		return false
