@@ -383,7 +383,7 @@ func (c *call) send() (anew bool) {
 
 // whole reports whether the body is there from its first byte on, after a failed.
 func (c *call) whole(a *attempt) bool {
-	return c.source == nil || a.wire.Body != nil && c.source.Untouched() || c.req.GetBody != nil && c.rewind()
+	return c.source == nil || a.wire.Body != nil && c.source.Untouched() || c.rewind()
 }
 
 // body gives a its body, which is to be closed if it fails.
