@@ -126,6 +126,7 @@ func (s *Source) Resend(ctx context.Context, length int64, e Ender) (io.ReadClos
 // request again by itself. It may be the same object as s's.
 func (s *Source) Anew(body io.ReadCloser, length int64, e Ender) *Attempt {
 	other := New(body, 0)
+	other.finished = true // net/http asks for another body, if it needs one
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.anew = append(s.anew, other)
