@@ -11,7 +11,7 @@ import (
 func (g *Gate) Asked(tk *Ticket, dials bool) {
 	g.mu.Lock()
 	defer g.unlock()
-	if tk.asked {
+	if tk.asked || tk.got { // that comes late: it may be written already
 		return
 	}
 	now := g.now()
