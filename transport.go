@@ -393,7 +393,7 @@ func (c *call) body(a *attempt) io.Closer {
 		w.Length = -1 // unknown
 	}
 	if c.req.GetBody != nil && w.Length > 0 && w.Length <= maxInMemory {
-		if body := c.source.InMemory(); body != nil {
+		if body := c.source.InMemory(c.req.GetBody); body != nil {
 			a.req.Body, a.req.GetBody = body, w.GetBody(c.req.GetBody)
 			return body
 		}

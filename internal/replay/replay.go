@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -74,11 +76,24 @@ var nopClosers = []reflect.Type{
 	reflect.TypeOf(io.NopCloser(new(bytes.Reader))),
 }
 
-// InMemory returns the body itself, if closing it does nothing: net/http sends
-// a reader in memory, which it knows by its type, in one write with the header.
-// It is nil for other bodies.
-func (s *Source) InMemory() io.ReadCloser {
-	if slices.Contains(nopClosers, reflect.TypeOf(s.body)) {
+// getBodies are the code of the GetBody that http.NewRequest makes for readers in
+// memory: each call of it returns a reader of its own.
+var getBodies = sync.OnceValue(func() (code []uintptr) {
+	for _, r := range []io.Reader{bytes.NewBufferString("body"), bytes.NewReader([]byte("body")), strings.NewReader("body")} {
+		req, err := http.NewRequest(http.MethodPost, "http://server.invalid", r)
+		if err == nil && req.GetBody != nil {
+			code = append(code, reflect.ValueOf(req.GetBody).Pointer())
+		}
+	}
+	return code
+})
+
+// InMemory returns the body itself, if closing it does nothing and getBody returns
+// another one each time, as that of http.NewRequest does. net/http sends a reader in
+// memory, which it knows by its type, in one write with the header. InMemory is nil
+// for other bodies: how far they are read must be known before getBody is called.
+func (s *Source) InMemory(getBody func() (io.ReadCloser, error)) io.ReadCloser {
+	if slices.Contains(nopClosers, reflect.TypeOf(s.body)) && slices.Contains(getBodies(), reflect.ValueOf(getBody).Pointer()) {
 		return s.body
 	}
 	return nil

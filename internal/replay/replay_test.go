@@ -395,7 +395,7 @@ func TestSent(t *testing.T) {
 	io.ReadAll(s.Attempt(-1, nil))
 	check(s, "failed", 0, "", false)
 	s = New(io.NopCloser(bytes.NewReader([]byte("0123"))), 0)
-	s.InMemory()
+	s.InMemory(nil)
 	check(s, "in memory", 0, "", true)
 }
 
