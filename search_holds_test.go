@@ -305,7 +305,7 @@ func (w *world) unexplained(a *answer, err error) string {
 	case !j.again() && err != nil && (strings.Contains(err.Error(), "its body was not kept") ||
 		strings.Contains(err.Error(), "cannot retry err") || strings.Contains(err.Error(), "cannot rewind body")):
 		return "" // the server left, and net/http cannot send it again
-	case a.status == http.StatusTooManyRequests && w.form.long && !w.isBare():
+	case a.status >= http.StatusBadRequest && a.status == w.form.status && w.form.long && !w.isBare():
 		return "" // it was too long to be kept whole until it was handed back
 	}
 	for _, at := range w.breaks {
