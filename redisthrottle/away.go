@@ -12,38 +12,29 @@ import (
 	"time"
 )
 
-var errSlow = errors.New("no answer in time")
-
 const (
 	retrySoon = 100 * time.Millisecond // the first try after a call that failed
 	retryLate = time.Second            // and the last ones
 )
 
-// lose notes that Redis does not answer, or not as it should. Connections may be
-// dead without saying so: there will be new ones. It requires mu.
-func (l *Limiter) lose(err error) {
+// wentAway notes that Redis does not answer, or not as it should. Connections may
+// be dead without saying so: there will be new ones. It requires mu.
+func (l *Limiter) wentAway(err error) {
 	if l.synced.IsZero() && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
 		err = fmt.Errorf("%w: %w", errClosed, err)
 	}
-	before := l.away
-	l.away = err
-	l.hangUp(l.client)
-	l.client, l.asked, l.syncing = l.dial(), nil, false
-	if before == nil {
-		l.awaySince = time.Now()
+	now := time.Now()
+	if l.away == nil {
+		l.awaySince = now
 		text := "Redis is away, requests wait"
 		if hopeless(err) {
 			text = "Redis refuses, requests fail"
 		}
 		l.log(slog.LevelWarn, text, "err", err)
 	}
-	if now := time.Now(); l.wanted(now) {
-		l.sync()
-	} else {
-		l.schedule(now)
-		l.end()
-	}
-	l.wake()
+	l.away, l.tried, l.retry = err, now, min(max(2*l.retry, retrySoon), retryLate)
+	l.hangUp(l.client)
+	l.client, l.asked, l.syncing = l.dial(), 0, false
 }
 
 // plain reports whether a Redis without TLS is at addr: it waits for the end of
@@ -66,11 +57,11 @@ func plain(addr string) bool {
 	return err == nil && (answer[0] == '+' || answer[0] == '-') // PONG, or NOAUTH
 }
 
-// found notes that Redis answers. It requires mu.
-func (l *Limiter) found(now time.Time) {
+// cameBack notes that Redis answers. It requires mu.
+func (l *Limiter) cameBack(now time.Time) {
 	away := now.Sub(l.awaySince)
 	l.log(slog.LevelInfo, "Redis is back", "away", away)
-	l.away, l.alone, l.retry = nil, false, retrySoon
+	l.away, l.alone, l.retry = nil, false, 0
 	if l.config.Fallback > 0 && away >= l.silence/3 {
 		// Others may be using their shares until they notice, too.
 		l.quiet = now.Add(l.silence)
@@ -81,12 +72,10 @@ func (l *Limiter) found(now time.Time) {
 // be used after a silence. It requires mu.
 func (l *Limiter) share(now time.Time) (ok bool, askAt time.Time) {
 	begin := l.awaySince.Add(l.silence)
+	l.plan(now)
 	switch {
-	case !l.syncing:
-		l.sync()
-		fallthrough
 	case l.config.Fallback == 0:
-		return false, now.Add(maxDuration)
+		return false, never
 	case now.Before(begin):
 		return false, begin
 	}
@@ -98,7 +87,7 @@ func (l *Limiter) share(now time.Time) (ok bool, askAt time.Time) {
 	if used >= l.config.Fallback {
 		return false, askAt
 	}
-	t := &token{renewed: now}
+	t := &token{}
 	l.held = append(l.held, t)
 	l.letGo(t, now)
 	return true, now

@@ -84,28 +84,31 @@ type Config struct {
 //
 // A nil client, a [*redis.Ring] and an invalid config panic.
 func New(client redis.UniversalClient, config Config) *Limiter {
-	if client == nil {
-		panic("redisthrottle: New: nil client")
-	}
-	if config.Limit < 0 || config.Limit > maxLimit {
-		panic(fmt.Sprintf("redisthrottle: Config.Limit is %d, must be between 0 (the Throttle's) and %d", config.Limit, maxLimit))
-	}
-	for name, d := range map[string]time.Duration{"Window": config.Window, "Transit": config.Transit} {
-		if d != 0 && (d < time.Millisecond || d > maxDuration) {
-			panic(fmt.Sprintf("redisthrottle: Config.%s is %v, must be 0 (the Throttle's) or between 1ms and %v", name, d, maxDuration))
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			panic(fmt.Sprintf("redisthrottle: "+format, args...))
 		}
 	}
-	if config.Fallback < 0 || config.Fallback > cmp.Or(config.Limit, maxLimit) {
-		panic(fmt.Sprintf("redisthrottle: Config.Fallback is %d, must be between 0 (none) and Limit, %d", config.Fallback, config.Limit))
+	check(client != nil, "New: nil client")
+	_, ring := client.(*redis.Ring)
+	check(!ring, "New: a Ring has several masters, the limit needs one")
+	check(config.Limit >= 0 && config.Limit <= maxLimit, "Config.Limit is %d, must be between 0 (the Throttle's) and %d", config.Limit, maxLimit)
+	for name, d := range map[string]time.Duration{"Window": config.Window, "Transit": config.Transit} {
+		check(d == 0 || d >= time.Millisecond && d <= maxDuration, "Config.%s is %v, must be 0 (the Throttle's) or between 1ms and %v", name, d, maxDuration)
+	}
+	check(config.Fallback >= 0 && config.Fallback <= cmp.Or(config.Limit, maxLimit), "Config.Fallback is %d, must be between 0 (none) and Limit, %d", config.Fallback, config.Limit)
+	for name, s := range map[string]string{"Account": config.Account, "Prefix": config.Prefix} {
+		check(!strings.ContainsAny(s, "{}"), "Config.%s is %q, must not contain { or }, which mark the part of a key that chooses its node", name, s)
 	}
 	config.Account = cmp.Or(config.Account, "default")
 	config.Prefix = cmp.Or(config.Prefix, "clarifaihttp")
-	for name, s := range map[string]string{"Account": config.Account, "Prefix": config.Prefix} {
-		if strings.ContainsAny(s, "{}") {
-			panic(fmt.Sprintf("redisthrottle: Config.%s is %q, must not contain { or }, which mark the part of a key that chooses its node", name, s))
-		}
-	}
-	l := &Limiter{config: config, turn: make(chan struct{}, 1), changed: make(chan struct{}), retry: retrySoon}
+	l := &Limiter{config: config, turn: make(chan struct{}, 1), changed: make(chan struct{})}
+	l.timer = time.AfterFunc(maxDuration, func() {
+		l.lock()
+		defer l.unlock()
+		l.plan(time.Now())
+	})
+	l.timer.Stop()
 	l.connect(client)
 	l.client = l.dial()
 	for _, name := range []string{"pool", "free", "taken", "parked", "seen"} {
@@ -117,38 +120,36 @@ func New(client redis.UniversalClient, config Config) *Limiter {
 // connect sets dial, which makes a client with connections of its own, and
 // hangUp, which closes them once the last call has ended.
 func (l *Limiter) connect(client redis.UniversalClient) {
-	onConnect := func(next func(context.Context, *redis.Conn) error) func(context.Context, *redis.Conn) error {
-		return func(ctx context.Context, cn *redis.Conn) error {
+	own := func(o *redis.Options) *redis.Client {
+		onConnect := o.OnConnect
+		o.OnConnect = func(ctx context.Context, cn *redis.Conn) error {
 			l.lock()
 			l.connected = time.Now() // to another Redis, possibly
 			l.unlock()
-			if next == nil {
+			if onConnect == nil {
 				return nil
 			}
-			return next(ctx, cn)
+			return onConnect(ctx, cn)
 		}
+		o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+		o.PushNotificationProcessor, o.ClientSideCacheConfig, o.ClientSideCache = nil, nil, nil
+		o.ContextTimeoutEnabled, o.ReadTimeout, o.DisableIdentity, o.MaxRetries, o.DialerRetries = true, 2*patience, true, -1, 1
+		o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = maxAsked+2, 0, 0, 0
+		return redis.NewClient(o)
 	}
 	l.hangUp = func(c redis.UniversalClient) { time.AfterFunc(2*patience, func() { c.Close() }) }
-	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	switch c := client.(type) {
-	case *redis.Ring:
-		panic("redisthrottle: New: a Ring has several masters, the limit needs one")
 	case *redis.Client:
-		o := *c.Options()
-		o.OnConnect, o.MaintNotificationsConfig, o.PushNotificationProcessor = onConnect(o.OnConnect), quiet, nil
-		o.ContextTimeoutEnabled, o.DisableIdentity, o.MaxRetries, o.DialerRetries = true, true, -1, 1
-		o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = maxAsked+2, 0, 0, 0
-		o.ClientSideCacheConfig, o.ClientSideCache = nil, nil
-		if o.TLSConfig != nil && o.Network == "tcp" {
-			l.secure = o.Addr
+		if c.Options().TLSConfig != nil && c.Options().Network == "tcp" {
+			l.secure = c.Options().Addr
 		}
-		l.dial = func() redis.UniversalClient { return redis.NewClient(&o) }
+		l.dial = func() redis.UniversalClient {
+			o := *c.Options()
+			return own(&o)
+		}
 	case *redis.ClusterClient:
 		o := *c.Options()
-		o.OnConnect, o.MaintNotificationsConfig, o.PushNotificationProcessor = onConnect(o.OnConnect), quiet, nil
-		o.ContextTimeoutEnabled, o.DisableIdentity, o.MaxRetries, o.DialerRetries = true, true, -1, 1
-		o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = maxAsked+2, 0, 0, 0
-		o.DisableRoutingPolicies = true
+		o.DisableRoutingPolicies, o.NewClient = true, own
 		l.dial = func() redis.UniversalClient { return redis.NewClusterClient(&o) }
 	default:
 		l.dial = func() redis.UniversalClient { return client }

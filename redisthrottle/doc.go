@@ -23,8 +23,8 @@
 // after the last use, so this happens once. Later, a process that starts waits for
 // its connection and one round trip.
 //
-// A process with requests in line calls Redis some times per second: about 20
-// times when it is alone, 7 times as one of 4, 3 of 16, 2 of 64. This command
+// A process with requests in line calls Redis some times per second: about 16
+// times when it is alone, 5 times as one of 4, 3 of 16, 2 of 64. This command
 // prints the figures of your machine:
 //
 //	go test -run 'Calls$' -v .

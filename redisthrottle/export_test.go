@@ -6,13 +6,6 @@ import "slices"
 func (l *Limiter) Idle() bool {
 	l.lock()
 	defer l.unlock()
-	return !l.waiting && !l.syncing && len(l.asked) == 0 &&
+	return !l.waiting && !l.syncing && l.asked == 0 &&
 		!slices.ContainsFunc(l.held, func(t *token) bool { return t.how == "unused" })
-}
-
-// Called reports whether a call of l was answered.
-func (l *Limiter) Called() bool {
-	l.lock()
-	defer l.unlock()
-	return !l.synced.IsZero()
 }

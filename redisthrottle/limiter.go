@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,15 +19,16 @@ const (
 	// block is how long Redis keeps a BLMOVE waiting; it may take up to 100 ms
 	// more. A call that takes longer than patience means that Redis is away. A
 	// permission is used within patience of its being asked for.
-	block        = 900 * time.Millisecond
-	patience     = 1080 * time.Millisecond
+	block        = 1000 * time.Millisecond
+	patience     = 1180 * time.Millisecond
 	callPatience = 800 * time.Millisecond // for the script, a connection included
 
-	// A request is written this long after its token was taken, at the latest,
-	// if its process is cut off from Redis, or killed, or frozen meanwhile.
+	// A request is written so long after its token was taken, at the latest, if its
+	// process is cut off from Redis, or killed, or frozen meanwhile.
 	grace = 3 * time.Second
 
-	// A process that waits calls the script at least this often.
+	// A token that is kept is renewed at least this often, and a request is let go
+	// so long after a call at most.
 	maxTick = 1500 * time.Millisecond
 )
 
@@ -54,7 +56,7 @@ var ErrClosed = errors.New("redisthrottle: limiter is closed")
 // # When Redis is away
 //
 // No error, no delay, no missing key ever permits a request. A call that fails
-// or takes longer than 1.1 s means that Redis is away; from then on Wait makes
+// or takes longer than 1.2 s means that Redis is away; from then on Wait makes
 // no calls, one goroutine tries every second at most, on new connections.
 // Requests wait until their contexts end; see Config.Fallback for another way.
 type Limiter struct {
@@ -78,16 +80,16 @@ type Limiter struct {
 	hungUp    bool      // after Close
 
 	waiting    bool      // somebody has the turn
-	last       time.Time // a request was let go
+	idle       time.Time // since nobody has
 	busy       bool      // the next was there at once
-	asked      []*take   // BLMOVEs under way, whose replies are waited for
+	asked      int       // BLMOVEs under way
 	takes      int       // BLMOVEs so far
+	askBy      time.Time // the last instant for the next
 	held       []*token  // in the order in which they came
 	turnOfNext time.Time // of those that are delayed by the pace
-	timer      *time.Timer
 
-	syncing  bool // the script's call is under way, or is about to be repeated
-	again    bool // call it once more
+	timer    *time.Timer // calls the script
+	syncing  bool        // a call is under way
 	tried    time.Time
 	retry    time.Duration // between tries, while Redis is away
 	synced   time.Time     // sending of the latest call that was answered
@@ -98,11 +100,10 @@ type Limiter struct {
 	pace        gate.State
 	pause       time.Time // end of one that Redis does not know yet
 
-	away       error // of the latest call; nil: Redis answers
-	cannotTake bool  // it was BLMOVE's
-	awaySince  time.Time
-	alone      bool      // the share of its own is in use
-	quiet      time.Time // until then nothing is sent, after a return from that
+	away      error // of the latest call; nil: Redis answers
+	awaySince time.Time
+	alone     bool      // the share of its own is in use
+	quiet     time.Time // until then nothing is sent, after a return from that
 }
 
 var (
@@ -126,22 +127,24 @@ func (l *Limiter) Wait(ctx context.Context) error {
 	l.lock()
 	defer l.unlock()
 	l.settle()
-	l.waiting = true
-	l.busy = time.Since(l.last) < spare
+	l.waiting, l.busy = true, time.Since(l.idle) < spare
 	defer func() {
-		l.waiting = false
-		l.refuse(time.Now().Add(spare))
+		l.waiting, l.idle = false, time.Now()
+		l.plan(l.idle)
 	}()
 	alarm := time.NewTimer(maxDuration)
 	defer alarm.Stop()
 	for {
+		now := time.Now()
 		if ctx.Err() != nil {
+			if l.away == nil && now.Sub(l.synced) > time.Second {
+				l.sync() // whoever comes next profits: the pool's clock goes on
+			}
 			return context.Cause(ctx)
 		}
 		if l.closed {
 			return ErrClosed
 		}
-		now := time.Now()
 		if l.away != nil && l.config.Fallback == 0 && hopeless(l.away) && now.Sub(l.tried) < retryLate {
 			return fmt.Errorf("redisthrottle: %w", l.away)
 		}
@@ -172,33 +175,30 @@ func (l *Limiter) next(now time.Time) (ok bool, askAt, notBefore time.Time) {
 		ok, askAt = l.share(now)
 		return ok, askAt, now
 	}
-	// A call is due now and then, when the pool expects one, when a pause ends,
-	// and when a new connection may lead to another Redis.
-	due := earlier(l.synced.Add(l.tick), l.synced.Add(time.Duration(l.view.Wait+1)*time.Millisecond))
+	// A call is due every 2 s, when the pool expects one, when a pause ends, and
+	// when a new connection may lead to another Redis.
+	due := l.synced.Add(min(l.tick*7/5, time.Duration(l.view.Wait+1)*time.Millisecond))
 	known := now.Before(due) && l.connected.Before(l.synced) && (l.view.Left == 0 || now.Before(l.pausedUntil))
 	if !known {
-		due = now.Add(maxDuration) // the call wakes
-		if !l.syncing {
-			l.sync()
-		}
+		l.sync()
+		due = never // its end wakes
 	}
 	paused := later(l.pause, l.pausedUntil)
-	switch {
+	switch t := l.granted(now); {
 	case now.Before(l.quiet):
 		return false, earlier(due, l.quiet), l.quiet
 	case l.view.State == foreign:
 		return false, due, now
 	case now.Before(paused):
 		return false, earlier(due, paused), paused
-	}
-	if t := l.granted(now); t != nil && known && l.view.State == ready {
+	case !known:
+	case t != nil && l.view.State == ready && now.Before(l.synced.Add(l.tick)):
 		l.letGo(t, now)
 		return true, now, now
-	}
-	if known {
-		// A token is asked for within tick of a call, and used within patience of
-		// that: so the pool's steps know for how long an unseen token may be in use.
+	case t == nil && now.Before(l.askBy):
 		l.take()
+	case t != nil || l.asked == 0:
+		l.sync()
 	}
 	return false, due, now
 }
@@ -209,33 +209,27 @@ func (l *Limiter) Arrived() {
 	l.lock()
 	defer l.unlock()
 	now := time.Now()
-	for _, t := range l.held {
-		if t.sent && t.due.IsZero() {
-			t.due = now.Add(l.hold)
-			break
-		}
+	if i := slices.IndexFunc(l.held, (*token).underWay); i >= 0 {
+		l.held[i].due = now.Add(l.hold)
 	}
 	if l.alone {
 		l.wake() // it is known now when the share has room
 	}
-	l.schedule(now)
+	l.plan(now)
 }
 
 // Throttled pauses all processes: the server told the account to wait.
 func (l *Limiter) Throttled(wait time.Duration) {
 	l.lock()
 	defer l.unlock()
-	if l.settle(); l.hungUp {
-		return
-	}
+	l.settle()
 	now := time.Now()
 	l.pause = later(l.pause, now.Add(wait))
-	l.refuse(now)
-	l.sync()
+	l.plan(now)
 }
 
 // Close ends the waits and gives the tokens back, which takes up to Window +
-// 1.1 s. It returns an error if Redis is away meanwhile. Tokens of requests
+// 1.2 s. It returns an error if Redis is away meanwhile. Tokens of requests
 // that have not arrived yet follow as long as the process lives; otherwise they
 // come back as those of a process that died. Close may be called again.
 func (l *Limiter) Close() error {
@@ -243,35 +237,25 @@ func (l *Limiter) Close() error {
 	defer l.unlock()
 	l.closed = true
 	l.settle()
-	l.schedule(time.Now())
+	l.plan(time.Now())
 	l.wake()
-	end := time.NewTimer(l.hold + patience)
-	defer end.Stop()
-	for l.away == nil && (len(l.asked) > 0 || l.syncing || l.returning()) {
+	end := time.After(l.hold + patience)
+	returning := func(t *token) bool { return !t.underWay() && t.how != "delayed" }
+	for l.away == nil && (l.asked > 0 || l.syncing || slices.ContainsFunc(l.held, returning)) {
 		changed := l.changed
 		l.unlock()
 		select {
 		case <-changed:
 			l.lock()
-		case <-end.C:
+		case <-end:
 			l.lock()
 			return errors.New("redisthrottle: tokens are not back in time")
 		}
 	}
-	l.end()
 	if l.away != nil {
 		return fmt.Errorf("redisthrottle: tokens are not back: %w", l.away)
 	}
 	return nil
-}
-
-// end closes the connections after Close once they are not needed any more. It
-// requires mu.
-func (l *Limiter) end() {
-	if l.closed && !l.hungUp && !l.syncing && len(l.held) == 0 && len(l.asked) == 0 {
-		l.hungUp = true
-		l.hangUp(l.client)
-	}
 }
 
 // wake wakes all who wait for one. It requires mu.

@@ -252,6 +252,16 @@ func (n *noise) slow(t testing.TB, format string, args ...any) {
 	t.Errorf(format, args...)
 }
 
+// exact fails the test for what is true of an idle machine alone, if it was one.
+func (n *noise) exact(t testing.TB, format string, args ...any) {
+	t.Helper()
+	if late := time.Duration(n.late.Load()); late > 10*ms {
+		t.Logf(format+", but goroutines woke up to %v late", append(args, late)...)
+		return
+	}
+	t.Errorf(format, args...)
+}
+
 // await waits until another n requests have been served.
 func (a *account) await(t *testing.T, n int, within time.Duration) {
 	t.Helper()

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -23,51 +22,50 @@ import (
 //
 // Redis holds N = Limit tokens for the account. Each is in one of three lists:
 // free, taken, or parked during a pause. A request needs one: BLMOVE moves it
-// from free to taken, for those who wait in the order in which they came. It
-// goes back W after the request has arrived: W is Window plus 10 ms, the
-// arrival is known at the answer or Transit after the request was written, and
-// the time is measured on the process's own clock, which is monotonic.
+// from free to taken, for those who wait in the order in which they asked. The
+// process gives it back W after the request has arrived. W is Window plus 10 ms.
+// The arrival is known at the answer or Transit after the request was written, and
+// W is measured on the process's own clock, which is monotonic.
 //
-// So of N+1 requests one got its token from one of the others, after W from
-// that one's arrival: no N+1 arrive within one window. This is the proof of
-// clarifaihttp.Throttle with tokens for slots. No clock of Redis is used for
-// it.
+// So of N+1 requests, one got its token from another one, after W from the arrival
+// of that: no N+1 arrive within one window. This is the proof of
+// clarifaihttp.Throttle with tokens for slots. It uses no clock of Redis.
 //
-// A token's name has a generation, which changes whenever the token leaves
-// taken. One script does all of that, and names what it moves by name and
-// generation. So a call that is sent again after a lost reply, or that a
-// frozen Redis executes when it wakes, does nothing: no token is ever there
-// twice. Each call of the script counts the three lists; another number of
-// tokens than were made, of whatever cause, are all thrown away and made anew.
+// The name of a token has a generation, which changes whenever the token leaves
+// taken. The script alone does that, and finds the token by name and generation.
+// So a call that is sent again after a lost reply, or that a frozen Redis executes
+// when it wakes, does nothing: no token is ever there twice. Each call counts the
+// tokens. If there are more or fewer than were made, all are thrown away and made
+// anew.
 //
 // # Silence
 //
-// D = 3 s + Transit + W is the time after which a request of a process that
-// was not heard of counts no more: it is let go within 1.1 s of asking for
-// the token, or else gives it back, has been written when 3 s are over, and
-// arrives by Transit later. Whoever is alive and keeps a token says so every
-// D/3, 1.5 s at most. Redis keeps, for all, when a silence ends, by the pool's
-// clock: that is Redis's, but a time in which nobody called counts for no more
-// than D - D/3 - 0.4 s of it, and a step that a caller notices for nothing.
+// D = 3 s + Transit + W. A request whose process is not heard of for D counts no
+// more: it was written within 3 s of its token's being taken, and arrived within
+// Transit. Processes that live and keep a token renew it every D/3, 1.5 s at most.
+// Redis keeps when a silence ends, by the pool's clock. This is Redis's own, but a
+// time in which nobody called counts for D - D/3 - 0.4 s at most, and a step that
+// a caller notices counts for nothing.
 //
-//   - A token that was in taken for D, and of which nobody has said that it is
-//     in use, is lost: its process died, or the reply that gave it did not come.
-//     It goes back to free.
-//     One that no step has seen there was let go within 2.6 s of the step before:
-//     its process called at most 1.5 s before it asked for the token, and used it
-//     within 1.1 s. So D counts from then, but whoever lives has D/3 + 0.4 s left to
-//     say so.
+//   - A token in taken that nobody has renewed for D is lost: its process died, or
+//     the reply that gave it did not come. It goes back to free. Where no step has
+//     seen a token in taken before, D counts from 0.6 s after the step before,
+//     but D/3 + 0.4 s are left to renew it. For a process asks for a token within
+//     0.6 s of a step: of its own call, or of the end of its last BLMOVE if that
+//     got nothing, because free was empty until then. A token that comes to one
+//     who waits in line comes at a step.
 //   - Tokens that were thrown away or not found (a first start, FLUSHALL,
 //     eviction, another Redis by restart or failover: its run_id is another)
-//     are made anew after D. Requests that are under way then get theirs at once.
+//     are made anew after D. Requests that are under way get theirs when they
+//     renew them.
 //
 // # Pause
 //
 // A throttled response parks the tokens that are free and those that come back.
-// When the pause is over one token is freed, as the probe: whoever takes it, W
-// after its arrival it lets the others go. For an hour tokens are freed no faster
-// than the pace allows, which is the core's for one process. Pause and pace use
-// Redis's clock.
+// When the pause is over, one token is freed for the probe. The other tokens
+// follow W after the probe's arrival. For an hour, tokens are freed no faster than
+// the pace allows, which is the core's for one process. Pause and pace use Redis's
+// clock.
 
 //go:embed pool.lua
 var poolLua string
@@ -85,14 +83,11 @@ const (
 // ttl is how long the keys of an account live that nobody uses.
 const ttl = 30 * 24 * time.Hour
 
-// maxErrands is how many tokens one call cares for: Lua's stack is finite.
-const maxErrands = 1000
-
-var errClosed = errors.New("connection closed at once, as by a Redis that wants TLS")
-
-var errPlain = errors.New("the client speaks TLS, Redis does not")
-
-var errRunID = errors.New("cannot read run_id, by which a restart is noticed: the user needs +info, or set Config.NoRestart")
+var (
+	errClosed = errors.New("connection closed at once, as by a Redis that wants TLS")
+	errPlain  = errors.New("the client speaks TLS, Redis does not")
+	errRunID  = errors.New("cannot read run_id, by which a restart is noticed: the user needs +info, or set Config.NoRestart")
+)
 
 // An order is what one call of the script is to do.
 type order struct {
@@ -100,17 +95,19 @@ type order struct {
 	takes   int           // BLMOVEs until then
 	clock   float64       // Redis's, as it should be; 0: unknown
 	known   string        // number of the latest pause that is known
-	over    string        // the same, if it has ended
+	over    string        // the same, if it has ended by the process's clock
 	gap     time.Duration // between tokens, by the pace
 	pause   time.Duration
 	until   time.Time // end of pause
 	cut     gate.State
 	want    bool // a token, too, if one is free
-	errands []errand
-	tokens  []*token // of errands
+	changes []change
+	tokens  []*token // of changes
 }
 
-type errand struct{ how, name string }
+// A change is what is to be done with a token, and its name: "renew" it, or give
+// it back as "sent", "unused" or "delayed".
+type change [2]string
 
 // A reply is what the script says of a pool.
 type reply struct {
@@ -123,8 +120,8 @@ type reply struct {
 	Now                     float64 // Redis's clock, in ms, as are:
 	Throttled, Resumed, Cut float64
 	From, To                float64
-	Care                    map[string]float64 // tokens to be freed: at their turn, ms from now
-	Names                   map[int]string     // new names of tokens, by errand
+	Delays                  map[string]float64 // of tokens to be freed at their turn, in ms
+	Names                   map[int]string     // new names of tokens, by change
 }
 
 // call runs the script by client.
@@ -135,12 +132,8 @@ func (l *Limiter) call(client redis.UniversalClient, o order) (r reply, err erro
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	number := func(ms float64) string { return strconv.FormatFloat(ms, 'f', 3, 64) }
-	ms := func(d time.Duration) string { return number(float64(d) / float64(time.Millisecond)) }
-	c, clock, server, start := &l.config, "", "", l.silence
-	if o.clock > 0 {
-		clock = number(o.clock)
-	}
+	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+	c, server, start := &l.config, "", l.silence
 	if c.NoRestart {
 		server = "any"
 	}
@@ -153,19 +146,29 @@ func (l *Limiter) call(client redis.UniversalClient, o order) (r reply, err erro
 			return r, err
 		}
 	}
-	args := []any{
-		c.Window.Milliseconds(), c.Limit, rand.Text(), (ttl + 4*l.silence).Milliseconds(), ms(l.silence), ms(start), clock, server,
-		o.known, o.over, ms(o.gap), ms(max(o.pause, 0)), number(o.cut.Max), number(o.cut.Low), o.want,
-	}
-	for _, e := range o.errands {
-		args = append(args, e.how, e.name)
-	}
-	text, err := poolScript.Run(ctx, client, l.keys, args...).Text()
+	text, err := json.Marshal(map[string]any{
+		"server":  server,      // its run_id; "": find out
+		"clock":   o.clock,     // Redis's, as the caller reckons it
+		"fresh":   rand.Text(), // a name that never was one
+		"ttl":     (ttl + 4*l.silence).Milliseconds(),
+		"silence": ms(l.silence), "start": ms(start), // of a pool that is not there
+		"window": c.Window.Milliseconds(), "limit": c.Limit,
+		"known": o.known, "over": o.over, "gap": ms(o.gap),
+		"pause": ms(max(o.pause, 0)), "from": o.cut.Max, "to": o.cut.Low, // rates
+		"want": o.want, "changes": append([]change{}, o.changes...),
+	})
 	if err != nil {
 		return r, err
 	}
-	if err := json.Unmarshal([]byte(text), &r); err != nil {
-		return r, fmt.Errorf("unexpected reply %q: %w", text, err)
+	answer, err := poolScript.Run(ctx, client, l.keys, text).Text()
+	switch {
+	case err != nil && o.clock == 0 && plain(l.secure):
+		return r, errPlain
+	case err != nil:
+		return r, err
+	}
+	if err := json.Unmarshal([]byte(answer), &r); err != nil {
+		return r, fmt.Errorf("unexpected reply %q: %w", answer, err)
 	}
 	if r.State == noRunID && !outside {
 		l.outside.Store(true)

@@ -7,21 +7,15 @@
 --               tokens out of free, or waiting for their turn
 --       parked  list: tokens that wait for the end of a pause
 --       seen    hash: when a token in taken counts as lost, by the pool's clock
--- ARGV  window in ms, limit, fresh (a name that never was one), time to live in
---       ms, silence in ms, silence of a pool that is not there, Redis's time as
---       the caller reckons it, run_id of the server ('': find out), number of
---       the pause that the caller knows, that number if the pause is over by the
---       caller's clock, ms between two tokens at the pace, and if the server
---       told the account to pause: its ms, the rates before and after the cut;
---       1 if the caller would have a token; then pairs: how, token
+-- ARGV  what to do, as JSON: Limiter.call has the fields
 --
 -- A token is pool.number.generation. It gets its next generation whenever it
 -- leaves taken, so that a call that comes late or twice finds nothing. An error
 -- in the middle can lose tokens, never make one.
 local pool, free, taken, parked, seen = unpack(KEYS)
-local window, limit, fresh, ttl, silence, start = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
-local reckoned, server, known, over, gap, pause = tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10], tonumber(ARGV[11]), tonumber(ARGV[12])
+local o = cjson.decode(ARGV[1])
 
+local server = o.server
 if server == '' then
   local info = redis.pcall('INFO', 'server')
   server = type(info) == 'string' and string.match(info, 'run_id:(%w+)')
@@ -41,20 +35,19 @@ end
 -- could call, counts for so little that whoever lives is heard in time.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
-local least = math.min(silence, f.silence and num('silence') or silence)
+local least = math.min(o.silence, f.silence and num('silence') or o.silence)
 local passed, most = math.max(0, now - num('now')), least - math.min(least / 3, 1500) - 400
-if reckoned and math.abs(now - reckoned) > 100 then passed = 0 end
+if o.clock > 0 and math.abs(now - o.clock) > 100 then passed = 0 end
 local clock = num('clock') + math.min(passed, most)
 set('now', now) -- fails first, out of memory
 set('clock', clock)
-local own = silence
-silence = math.max(silence, num('silence'))
+local silence = math.max(o.silence, num('silence'))
 
 -- Others use another window. They are gone once they are silent.
-if f.id and f.window ~= window then
+if f.id and num('window') ~= o.window then
   local wait = num('used') + silence - clock
   if wait > 0 then return cjson.encode({state = 'foreign', window = num('window'), now = now, wait = wait}) end
-  f.id, start = nil, 0
+  f.id, o.start = nil, 0
 end
 set('used', clock)
 if f.id then set('silence', silence) end
@@ -65,43 +58,43 @@ if not f.id or moved or redis.call('LLEN', free) + redis.call('LLEN', taken) + r
   redis.call('DEL', free, taken, parked, seen)
   redis.call('RPUSH', taken, '-')
   if f.phase == 'probe' then set('phase', 'paused') end
-  local at = clock + (f.id and silence or start)
-  for name, v in pairs({id = fresh, server = server, window = window, silence = own, limit = limit, low = clock,
+  local at = clock + (f.id and silence or o.start)
+  for name, v in pairs({id = o.fresh, server = server, window = o.window, silence = o.silence, limit = o.limit, low = clock,
     made = 0, names = 0, ready = '0', at = at, look = 0, lost = clock + silence}) do set(name, v) end
 end
 
 -- The lowest limit that was heard of lately is in force.
-if limit <= num('limit') or clock - num('low') >= silence then
-  set('limit', limit)
+if o.limit <= num('limit') or clock - num('low') >= silence then
+  set('limit', o.limit)
   set('low', clock)
 end
-limit = num('limit')
+local limit = num('limit')
 
-if known == (f.number or '') then set('gap', gap) end
-if pause > 0 then
+if o.known == (f.number or '') then set('gap', o.gap) end
+if o.pause > 0 then
   set('throttled', now)
   if f.phase == 'paused' then
-    set('wait', math.max(num('wait'), pause))
-    set('until', math.max(num('until'), now + pause))
+    set('wait', math.max(num('wait'), o.pause))
+    set('until', math.max(num('until'), now + o.pause))
   else
     if f.phase == 'probe' then
-      pause = math.max(pause, math.min(2 * num('wait'), 60000))
+      o.pause = math.max(o.pause, math.min(2 * num('wait'), 60000))
     else
-      set('from', ARGV[13])
-      set('to', ARGV[14])
+      set('from', o.from)
+      set('to', o.to)
       set('cut', now)
       set('gap', 1000 / num('to'))
     end
     set('phase', 'paused')
-    set('wait', pause)
-    set('until', now + pause)
+    set('wait', o.pause)
+    set('until', now + o.pause)
     while redis.call('LMOVE', free, parked, 'LEFT', 'RIGHT') do end
   end
   set('number', string.format('%d', num('number') + 1))
 end
-gap = num('gap')
+local gap = num('gap')
 
-local care, names = {}, {} -- tokens to be freed at their turn; tokens got anew
+local delays, names = {}, {} -- of tokens to be freed at their turn; of tokens got anew
 
 local function mint()
   set('made', num('made') + 1)
@@ -123,29 +116,27 @@ local function place(token, how)
       redis.call('RPUSH', free, token)
     else
       redis.call('RPUSH', taken, token)
-      care[token] = math.ceil(at - now)
+      delays[token] = math.ceil(at - now)
     end
   end
 end
 
 -- Nobody is in line while a token is free.
-local token = f.ready == '1' and ARGV[15] == '1' and num('made') <= limit and pause == 0 and redis.call('LMOVE', free, taken, 'LEFT', 'RIGHT') or nil
+local token = f.ready == '1' and o.want and num('made') <= limit and o.pause == 0 and redis.call('LMOVE', free, taken, 'LEFT', 'RIGHT') or nil
 if token then redis.call('HSET', seen, token, clock + silence) end
 
--- A token that nobody has seen in taken was let go within 2.6 s of the step before
--- this one: pool.go says why.
-local errands, since = {unpack(ARGV, 16)}, silence + 2600 - passed
+-- A token that nobody has seen in taken came there 0.6 s after the step before
+-- this one, at the latest: pool.go says why.
 if clock >= math.min(num('look'), num('lost')) then
   local lost, entries, soonest = {}, redis.call('HGETALL', seen), clock + silence
   for i = 1, #entries, 2 do lost[entries[i]] = tonumber(entries[i + 1]) end
   for _, token in ipairs(redis.call('LRANGE', taken, 1, -1)) do
     if not lost[token] then
-      lost[token] = clock + math.min(silence, math.max(silence - most, since))
+      lost[token] = clock + math.min(silence, math.max(silence - most, silence + 600 - passed))
       redis.call('HSET', seen, token, lost[token])
-      soonest = math.min(soonest, lost[token])
-    elseif clock >= lost[token] then
-      table.insert(errands, 'sent')
-      table.insert(errands, token)
+    end
+    if clock >= lost[token] then
+      table.insert(o.changes, {'sent', token})
     else
       soonest = math.min(soonest, lost[token])
     end
@@ -154,12 +145,12 @@ if clock >= math.min(num('look'), num('lost')) then
   set('lost', soonest)
 end
 
-for i = 1, #errands, 2 do
-  local how, token = errands[i], errands[i + 1]
+for i, change in ipairs(o.changes) do
+  local how, token = unpack(change)
   local there = redis.call('LREM', taken, 1, token) == 1
   if how == 'renew' and not there and f.ready ~= '1' and num('made') < limit then
     token, there = mint(), true
-    names[tostring((i - 1) / 2)] = token
+    names[tostring(i - 1)] = token
   end
   if there and how == 'renew' then
     redis.call('RPUSH', taken, token)
@@ -189,15 +180,16 @@ while f.ready == '1' and num('made') < limit do place(mint(), 'sent') end
 while num('made') > limit and (f.phase ~= 'probe' and redis.call('LPOP', free) or redis.call('LPOP', parked)) do
   set('made', num('made') - 1)
 end
-if f.phase == 'paused' and f.ready == '1' and (now >= num('until') or over == f.number) then
+if f.phase == 'paused' and f.ready == '1' and (now >= num('until') or o.over == f.number) then
   set('phase', 'probe')
   set('probe', redis.call('LMOVE', parked, free, 'LEFT', 'RIGHT') or '')
 end
 
-for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ttl) end
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, o.ttl) end
 local left = f.phase == 'paused' and f.ready == '1' and math.max(1, math.min(num('until') - now, num('wait'))) or 0
 return cjson.encode({
   id = f.id, state = f.ready == '1' and 'ready' or 'silent', phase = f.phase or '', number = f.number or '', limit = limit,
-  token = token, left = left, wait = num(f.ready == '1' and 'lost' or 'at') - clock, now = now, care = next(care) and care or nil, names = next(names) and names or nil,
+  token = token, left = left, wait = num(f.ready == '1' and 'lost' or 'at') - clock, now = now,
+  delays = next(delays) and delays or nil, names = next(names) and names or nil,
   throttled = num('throttled'), resumed = num('until'), cut = num('cut'), from = num('from'), to = num('to'),
 })

@@ -4,85 +4,90 @@ import (
 	"cmp"
 	"log/slog"
 	"math"
+	"slices"
 	"time"
 
 	"example.com/clarifaihttp/internal/gate"
 )
 
-// sync has the script called: once, if a call is under way. It requires mu.
-func (l *Limiter) sync() {
-	if l.syncing {
-		l.again = true
+// plan has the script called as soon as that is of use, now or by the timer, and
+// closes the connections after Close when it never is again. It requires mu.
+func (l *Limiter) plan(now time.Time) {
+	// Others give back what this process could not for so long.
+	l.held = slices.DeleteFunc(l.held, func(t *token) bool {
+		return t.how == "" || t.name == "" && !t.due.After(now) ||
+			l.away != nil && !l.waiting && now.Sub(t.due) > l.silence
+	})
+	if l.syncing || l.hungUp {
+		return // the end of the call comes here
+	}
+	if l.closed && len(l.held) == 0 && l.asked == 0 {
+		l.hungUp = true
+		l.hangUp(l.client)
 		return
 	}
-	l.syncing = true
-	go l.run()
+	at := never
+	if l.pause.After(now) || l.waiting && l.away != nil {
+		at = now
+	}
+	for _, t := range l.held {
+		_, next := l.nextStep(t, now)
+		at = earlier(at, next)
+	}
+	if l.away != nil && at.Before(never) {
+		at = later(at, l.tried.Add(l.retry))
+	}
+	switch {
+	case !at.After(now):
+		l.sync()
+	case at.Before(never):
+		l.timer.Reset(at.Sub(now))
+	}
 }
 
-// run calls the script for as long as there is something to do. While Redis is
-// away, it is the one who tries, and there is no other. It ends with its client,
-// which lose replaces.
+// sync has the script called, unless a call is under way. It requires mu.
+func (l *Limiter) sync() {
+	if !l.syncing {
+		l.syncing = true
+		go l.run()
+	}
+}
+
+// run calls the script once. While Redis is away nobody else does.
 func (l *Limiter) run() {
 	l.lock()
-	defer l.unlock()
-	client := l.client
-	for {
-		if l.away != nil {
-			wait := time.Until(l.tried.Add(l.retry))
-			l.retry = min(2*l.retry, retryLate)
-			l.unlock()
-			time.Sleep(wait)
-			l.lock()
-			if l.expire(time.Now()); !l.wanted(time.Now()) {
-				break
-			}
-		}
-		l.again = false
-		o, takes := l.order(time.Now()), l.cannotTake
-		l.unlock()
-		r, err := l.call(client, o)
-		if err != nil && o.clock == 0 && plain(l.secure) {
-			err = errPlain
-		}
-		name := ""
-		if err == nil && takes {
-			name, err = l.blmove(client, time.Millisecond)
-		}
-		l.lock()
-		now := time.Now()
-		if name = cmp.Or(name, r.Token); name != "" {
-			l.came(name, o.sent)
-		}
-		if l.client != client {
-			return // BLMOVE found first that Redis is away
-		}
-		l.tried = now
-		if err != nil {
-			l.lose(err)
-			return
-		}
-		l.cannotTake = l.cannotTake && !takes
-		l.apply(o, r, now)
-		if l.away == nil && !l.again && !l.errand(now) {
-			break
-		}
+	client, away := l.client, l.away != nil
+	o := l.order(time.Now())
+	l.unlock()
+	r, err := l.call(client, o)
+	name := ""
+	if err == nil && away { // this may be what does not work
+		name, err = l.blmove(client, time.Millisecond)
 	}
-	l.syncing = false
-	l.schedule(time.Now())
-	l.end()
+	l.lock()
+	defer l.unlock()
+	now := time.Now()
+	l.came(r.Token, o.sent)
+	l.came(name, now)
+	switch {
+	case client != l.client: // BLMOVE found first that Redis is away
+		l.plan(now)
+		return
+	case err != nil:
+		l.wentAway(err)
+	default:
+		l.syncing, l.tried = false, now
+		l.apply(o, r, now)
+	}
+	l.plan(now)
 	l.wake()
-}
-
-// wanted reports whether Redis is of use to anybody. It requires mu.
-func (l *Limiter) wanted(now time.Time) bool {
-	return l.waiting || l.errand(now) || l.pause.After(now)
 }
 
 // order collects what is to be done now. It requires mu.
 func (l *Limiter) order(now time.Time) order {
 	p := gate.NewPace(cmp.Or(l.view.Limit, l.config.Limit), l.config.Window)
 	p.State = l.pace
-	o := order{sent: now, takes: l.takes, want: l.waiting && len(l.asked) == 0 && l.granted(now) == nil, known: l.view.Number, until: l.pause, pause: l.pause.Sub(now)}
+	o := order{sent: now, takes: l.takes, want: l.waiting && l.asked == 0 && l.granted(now) == nil, known: l.view.Number, until: l.pause, pause: l.pause.Sub(now)}
 	if rate := p.Rate(now); !math.IsInf(rate, 1) {
 		o.gap = time.Duration(float64(time.Second) / rate)
 	}
@@ -97,8 +102,11 @@ func (l *Limiter) order(now time.Time) order {
 		o.over = l.view.Number
 	}
 	for _, t := range l.held {
-		if how, _ := l.nextStep(t, now); how != "" && len(o.errands) < maxErrands {
-			o.errands = append(o.errands, errand{how, t.name})
+		if how, _ := l.nextStep(t, now); how != "" {
+			if how != "renew" {
+				t.due = earlier(t.due, now) // nobody may use it from here on
+			}
+			o.changes = append(o.changes, change{how, t.name})
 			o.tokens = append(o.tokens, t)
 		}
 	}
@@ -109,12 +117,13 @@ func (l *Limiter) order(now time.Time) order {
 func (l *Limiter) apply(o order, r reply, now time.Time) {
 	before := l.view
 	l.view, l.synced, l.distance = r, o.sent, now.Sub(o.sent)
-	l.view.Care, l.view.Names = nil, nil
+	l.view.Delays, l.view.Names = nil, nil
+	l.askBy = later(l.askBy, o.sent.Add(askWithin))
 	if o.want && o.takes == l.takes {
 		l.connected = time.Time{} // by this call, if any: there was no other
 	}
-	if l.away != nil && !l.cannotTake {
-		l.found(now)
+	if l.away != nil {
+		l.cameBack(now)
 	}
 	if l.pause.Equal(o.until) {
 		l.pause = time.Time{}
@@ -132,18 +141,13 @@ func (l *Limiter) apply(o order, r reply, now time.Time) {
 	l.pace = gate.State{ThrottledAt: at(r.Throttled), ResumedAt: at(r.Resumed), CutAt: at(r.Cut), Max: r.From, Low: r.To}
 
 	for i, t := range o.tokens {
-		switch name := r.Names[i]; {
-		case o.errands[i].how != "renew":
-			t.name, t.due = "", now // dropped by expire
-			continue
-		case name != "":
-			t.name = name
+		t.renewed, t.name = o.sent, cmp.Or(r.Names[i], t.name)
+		if o.changes[i][0] != "renew" {
+			t.how = ""
 		}
-		t.renewed, t.told = o.sent, r.ID
 	}
-	l.expire(now)
-	for name, ms := range r.Care {
-		l.giveBackAt(now.Add(time.Duration(ms)*time.Millisecond), name, "delayed")
+	for name, ms := range r.Delays {
+		l.giveBackAt(now.Add(time.Duration(ms)*time.Millisecond), name, "delayed", now)
 	}
 	l.turnOfNext = time.Time{}
 	for _, t := range l.held {
@@ -151,11 +155,7 @@ func (l *Limiter) apply(o order, r reply, now time.Time) {
 			l.turnOfNext = t.due
 		}
 	}
-	if r.Left > 0 {
-		l.refuse(now)
-	}
 	l.logState(before)
-	l.wake()
 }
 
 // logState logs that a pool's state has changed. It requires mu.
