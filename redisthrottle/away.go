@@ -35,6 +35,7 @@ func (l *Limiter) wentAway(err error) {
 	l.away, l.tried, l.retry = err, now, min(max(2*l.retry, retrySoon), retryLate)
 	l.hangUp(l.client)
 	l.client, l.asked, l.syncing = l.dial(), 0, false
+	l.losses++
 }
 
 // plain reports whether a Redis without TLS is at addr: it waits for the end of

@@ -94,3 +94,24 @@ func TestCluster(t *testing.T) {
 		}
 	}
 }
+
+// TestClusterNodes has the application make the clients of the nodes.
+func TestClusterNodes(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t, "--cluster-enabled", "yes")
+	connect(t, server.Addr).ConfigSet(t.Context(), "requirepass", "secret")
+	admin := redis.NewClient(&redis.Options{Addr: server.Addr, Password: "secret"})
+	t.Cleanup(func() { admin.Close() })
+	if err := admin.ClusterAddSlotsRange(t.Context(), 0, 16383).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for !strings.Contains(admin.ClusterInfo(t.Context()).Val(), "cluster_state:ok") {
+		time.Sleep(10 * ms)
+	}
+	cluster := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{server.Addr}, NewClient: func(o *redis.Options) *redis.Client {
+		o.Password = "secret"
+		return redis.NewClient(o)
+	}})
+	t.Cleanup(func() { cluster.Close() })
+	wait(t, redisthrottle.New(cluster, redisthrottle.Config{Logger: quiet}), 10*time.Second)
+}

@@ -120,7 +120,7 @@ func New(client redis.UniversalClient, config Config) *Limiter {
 // connect sets dial, which makes a client with connections of its own, and
 // hangUp, which closes them once the last call has ended.
 func (l *Limiter) connect(client redis.UniversalClient) {
-	own := func(o *redis.Options) *redis.Client {
+	own := func(o *redis.Options) *redis.Options {
 		onConnect := o.OnConnect
 		o.OnConnect = func(ctx context.Context, cn *redis.Conn) error {
 			l.lock()
@@ -135,7 +135,7 @@ func (l *Limiter) connect(client redis.UniversalClient) {
 		o.PushNotificationProcessor, o.ClientSideCacheConfig, o.ClientSideCache = nil, nil, nil
 		o.ContextTimeoutEnabled, o.ReadTimeout, o.DisableIdentity, o.MaxRetries, o.DialerRetries = true, 2*patience, true, -1, 1
 		o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = maxAsked+2, 0, 0, 0
-		return redis.NewClient(o)
+		return o
 	}
 	l.hangUp = func(c redis.UniversalClient) { time.AfterFunc(2*patience, func() { c.Close() }) }
 	switch c := client.(type) {
@@ -145,11 +145,13 @@ func (l *Limiter) connect(client redis.UniversalClient) {
 		}
 		l.dial = func() redis.UniversalClient {
 			o := *c.Options()
-			return own(&o)
+			return redis.NewClient(own(&o))
 		}
 	case *redis.ClusterClient:
 		o := *c.Options()
-		o.DisableRoutingPolicies, o.NewClient = true, own
+		node := o.NewClient
+		o.NewClient = func(n *redis.Options) *redis.Client { return node(own(n)) }
+		o.DisableRoutingPolicies = true
 		l.dial = func() redis.UniversalClient { return redis.NewClusterClient(&o) }
 	default:
 		l.dial = func() redis.UniversalClient { return client }

@@ -9,3 +9,10 @@ func (l *Limiter) Idle() bool {
 	return !l.waiting && !l.syncing && l.asked == 0 &&
 		!slices.ContainsFunc(l.held, func(t *token) bool { return t.how == "unused" })
 }
+
+// Asked returns how many BLMOVEs are under way.
+func (l *Limiter) Asked() int {
+	l.lock()
+	defer l.unlock()
+	return l.asked
+}

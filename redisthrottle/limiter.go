@@ -23,8 +23,8 @@ const (
 	patience     = 1180 * time.Millisecond
 	callPatience = 800 * time.Millisecond // for the script, a connection included
 
-	// A request is written so long after its token was taken, at the latest, if its
-	// process is cut off from Redis, or killed, or frozen meanwhile.
+	// A request is written so long after its token was asked for, at the latest, if
+	// its process is cut off from Redis, or killed, or frozen meanwhile.
 	grace = 3 * time.Second
 
 	// A token that is kept is renewed at least this often, and a request is let go
@@ -49,9 +49,9 @@ var ErrClosed = errors.New("redisthrottle: limiter is closed")
 // Redis has to be one: two masters that serve at once give out N tokens each. A
 // failover that loses the last writes and keeps the clients' connections can give
 // out tokens twice for up to 1.5 s. A process that is frozen or cut off from
-// Redis after Wait let a request go, for more than 3 s before it is written, or
-// before an answer that alone bounds its arrival (bodies of more than 64 KiB),
-// sends one request per token too many.
+// Redis sends one request per token too many if it writes the request more than 3 s
+// after it asked for the token, which is at least 1.8 s after Wait returned. If an answer
+// alone bounds the arrival (bodies of more than 64 KiB), this is so until the answer.
 //
 // # When Redis is away
 //
@@ -77,6 +77,7 @@ type Limiter struct {
 
 	client    redis.UniversalClient
 	connected time.Time // a connection was made
+	losses    int       // connections given up so far
 	hungUp    bool      // after Close
 
 	waiting    bool      // somebody has the turn
@@ -137,7 +138,7 @@ func (l *Limiter) Wait(ctx context.Context) error {
 	for {
 		now := time.Now()
 		if ctx.Err() != nil {
-			if l.away == nil && now.Sub(l.synced) > time.Second {
+			if l.away == nil && !l.closed && now.Sub(l.synced) > time.Second {
 				l.sync() // whoever comes next profits: the pool's clock goes on
 			}
 			return context.Cause(ctx)
@@ -240,7 +241,7 @@ func (l *Limiter) Close() error {
 	l.plan(time.Now())
 	l.wake()
 	end := time.After(l.hold + patience)
-	returning := func(t *token) bool { return !t.underWay() && t.how != "delayed" }
+	returning := func(t *token) bool { return t.name != "" && !t.underWay() && t.how != "delayed" }
 	for l.away == nil && (l.asked > 0 || l.syncing || slices.ContainsFunc(l.held, returning)) {
 		changed := l.changed
 		l.unlock()

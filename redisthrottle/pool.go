@@ -41,19 +41,20 @@ import (
 // # Silence
 //
 // D = 3 s + Transit + W. A request whose process is not heard of for D counts no
-// more: it was written within 3 s of its token's being taken, and arrived within
-// Transit. Processes that live and keep a token renew it every D/3, 1.5 s at most.
+// more: it was written within 3 s of the process's asking for the token, and
+// arrived within Transit. A process that keeps a token renews it every D/3, 1.5 s
+// at most.
 // Redis keeps when a silence ends, by the pool's clock. This is Redis's own, but a
 // time in which nobody called counts for D - D/3 - 0.4 s at most, and a step that
 // a caller notices counts for nothing.
 //
 //   - A token in taken that nobody has renewed for D is lost: its process died, or
 //     the reply that gave it did not come. It goes back to free. Where no step has
-//     seen a token in taken before, D counts from 0.6 s after the step before,
-//     but D/3 + 0.4 s are left to renew it. For a process asks for a token within
-//     0.6 s of a step: of its own call, or of the end of its last BLMOVE if that
-//     got nothing, because free was empty until then. A token that comes to one
-//     who waits in line comes at a step.
+//     seen a token in taken before, D counts from 0.6 s after the last step before:
+//     the process had asked for it by then. For a process begins a BLMOVE within
+//     0.6 s of a call of its own, or of the end of a BLMOVE that got nothing, until
+//     which free was empty; and who waits in a BLMOVE gets a token at a step. In
+//     any case D/3 + 0.4 s are left to renew a token.
 //   - Tokens that were thrown away or not found (a first start, FLUSHALL,
 //     eviction, another Redis by restart or failover: its run_id is another)
 //     are made anew after D. Requests that are under way get theirs when they

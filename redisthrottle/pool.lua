@@ -125,7 +125,7 @@ end
 local token = f.ready == '1' and o.want and num('made') <= limit and o.pause == 0 and redis.call('LMOVE', free, taken, 'LEFT', 'RIGHT') or nil
 if token then redis.call('HSET', seen, token, clock + silence) end
 
--- A token that nobody has seen in taken came there 0.6 s after the step before
+-- A token that nobody has seen in taken was asked for 0.6 s after the step before
 -- this one, at the latest: pool.go says why.
 if clock >= math.min(num('look'), num('lost')) then
   local lost, entries, soonest = {}, redis.call('HGETALL', seen), clock + silence

@@ -27,7 +27,7 @@ func (l *Limiter) plan(now time.Time) {
 		return
 	}
 	at := never
-	if l.pause.After(now) || l.waiting && l.away != nil {
+	if l.pause.After(now) && l.view.State != foreign || l.waiting && l.away != nil {
 		at = now
 	}
 	for _, t := range l.held {
@@ -56,7 +56,7 @@ func (l *Limiter) sync() {
 // run calls the script once. While Redis is away nobody else does.
 func (l *Limiter) run() {
 	l.lock()
-	client, away := l.client, l.away != nil
+	client, losses, away := l.client, l.losses, l.away != nil
 	o := l.order(time.Now())
 	l.unlock()
 	r, err := l.call(client, o)
@@ -70,7 +70,7 @@ func (l *Limiter) run() {
 	l.came(r.Token, o.sent)
 	l.came(name, now)
 	switch {
-	case client != l.client: // BLMOVE found first that Redis is away
+	case losses != l.losses: // BLMOVE found first that Redis is away
 		l.plan(now)
 		return
 	case err != nil:
@@ -125,7 +125,7 @@ func (l *Limiter) apply(o order, r reply, now time.Time) {
 	if l.away != nil {
 		l.cameBack(now)
 	}
-	if l.pause.Equal(o.until) {
+	if l.pause.Equal(o.until) && r.State != foreign {
 		l.pause = time.Time{}
 	}
 	paused := now.Add(time.Duration(r.Left * float64(time.Millisecond)))

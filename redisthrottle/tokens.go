@@ -127,14 +127,14 @@ func (l *Limiter) take() {
 	for l.asked < want {
 		l.asked++
 		l.takes++
-		client, asked := l.client, time.Now()
+		client, losses, asked := l.client, l.losses, time.Now()
 		go func() {
 			name, err := l.blmove(client, wait)
 			l.lock()
 			defer l.unlock()
 			l.came(name, asked)
 			switch {
-			case client != l.client:
+			case losses != l.losses:
 			case err != nil:
 				l.wentAway(err)
 			default:
