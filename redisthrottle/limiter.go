@@ -48,10 +48,10 @@ var ErrClosed = errors.New("redisthrottle: limiter is closed")
 //
 // Redis has to be one: two masters that serve at once give out N tokens each. A
 // failover that loses the last writes and keeps the clients' connections can give
-// out tokens twice for up to 1.5 s. A process that is frozen or cut off from
-// Redis sends one request per token too many if it writes the request more than 3 s
-// after it asked for the token, which is at least 1.8 s after Wait returned. If an answer
-// alone bounds the arrival (bodies of more than 64 KiB), this is so until the answer.
+// out tokens twice for up to 1.5 s. A process that is frozen or cut off from Redis
+// sends one request per token too many if it writes the request more than 3 s after
+// it asked for the token, which is at least 1.8 s after Wait returned. If an answer
+// alone bounds the arrival (bodies of more than 64 KiB), the answer counts instead.
 //
 // # When Redis is away
 //
