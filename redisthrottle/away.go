@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -88,8 +89,8 @@ func (l *Limiter) share(now time.Time) (ok bool, askAt time.Time) {
 	if used >= l.config.Fallback {
 		return false, askAt
 	}
-	t := &token{}
-	l.held = append(l.held, t)
+	t := new(token)
+	l.held = slices.Insert(l.held, 0, t) // Arrived takes it for the first to arrive
 	l.letGo(t, now)
 	return true, now
 }

@@ -80,7 +80,8 @@ type Config struct {
 // are not run: the Limiter makes connections of its own, by the client's
 // options, with its own time-outs. So neither ReadTimeout nor PoolSize matters,
 // nor do dead connections in a pool that the application shares. The client must
-// stay open: its dialer and credentials are used.
+// stay open: its dialer and credentials are used. A client of another type is used
+// itself, and needs ContextTimeoutEnabled.
 //
 // A nil client, a [*redis.Ring] and an invalid config panic.
 func New(client redis.UniversalClient, config Config) *Limiter {
@@ -120,7 +121,8 @@ func New(client redis.UniversalClient, config Config) *Limiter {
 // connect sets dial, which makes a client with connections of its own, and
 // hangUp, which closes them once the last call has ended.
 func (l *Limiter) connect(client redis.UniversalClient) {
-	own := func(o *redis.Options) *redis.Options {
+	own := func(c *redis.Client) *redis.Client {
+		o := *c.Options()
 		onConnect := o.OnConnect
 		o.OnConnect = func(ctx context.Context, cn *redis.Conn) error {
 			l.lock()
@@ -135,7 +137,7 @@ func (l *Limiter) connect(client redis.UniversalClient) {
 		o.PushNotificationProcessor, o.ClientSideCacheConfig, o.ClientSideCache = nil, nil, nil
 		o.ContextTimeoutEnabled, o.ReadTimeout, o.DisableIdentity, o.MaxRetries, o.DialerRetries = true, 2*patience, true, -1, 1
 		o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = maxAsked+2, 0, 0, 0
-		return o
+		return redis.NewClient(&o)
 	}
 	l.hangUp = func(c redis.UniversalClient) { time.AfterFunc(2*patience, func() { c.Close() }) }
 	switch c := client.(type) {
@@ -143,14 +145,15 @@ func (l *Limiter) connect(client redis.UniversalClient) {
 		if c.Options().TLSConfig != nil && c.Options().Network == "tcp" {
 			l.secure = c.Options().Addr
 		}
-		l.dial = func() redis.UniversalClient {
-			o := *c.Options()
-			return redis.NewClient(own(&o))
-		}
+		l.dial = func() redis.UniversalClient { return own(c) }
 	case *redis.ClusterClient:
 		o := *c.Options()
 		node := o.NewClient
-		o.NewClient = func(n *redis.Options) *redis.Client { return node(own(n)) }
+		o.NewClient = func(options *redis.Options) *redis.Client {
+			c := node(options)
+			defer c.Close()
+			return own(c)
+		}
 		o.DisableRoutingPolicies = true
 		l.dial = func() redis.UniversalClient { return redis.NewClusterClient(&o) }
 	default:

@@ -3,7 +3,9 @@ package redisthrottle_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -125,5 +127,60 @@ func TestForeignPause(t *testing.T) {
 	var refusal *clarifaihttp.WaitError
 	if err := l.Wait(expired(t, 10*time.Second)); !errors.As(err, &refusal) || refusal.Wait < 40*time.Second {
 		t.Errorf("%v, want a refusal for a minute", err)
+	}
+}
+
+// TestEarlyEnd has somebody end a BLMOVE before its time: the next one does not
+// come as late after a step as after one that found free empty for all that time.
+func TestEarlyEnd(t *testing.T) {
+	t.Parallel()
+	server, n := startRedis(t), listen(t)
+	admin := connect(t, server.Addr)
+	network := newProxy(t, server.Addr)
+	l := redisthrottle.New(connect(t, network.Addr), redisthrottle.Config{Limit: 1, Logger: quiet})
+	other := redisthrottle.New(connect(t, server.Addr), redisthrottle.Config{Limit: 1, Logger: quiet})
+	wait(t, other, 10*time.Second)
+	begin := time.Now()
+	other.Arrived() // its token is free about 1 s later, by the last step before
+	time.Sleep(700 * ms)
+	refused(t, l, 50*ms)
+	for line := range strings.Lines(admin.Do(t.Context(), "client", "list").Val().(string)) {
+		var id int
+		if _, err := fmt.Sscanf(line, "id=%d", &id); err == nil && strings.Contains(line, "cmd=blmove") {
+			admin.Do(t.Context(), "client", "unblock", id)
+		}
+	}
+	time.Sleep(time.Until(begin.Add(2120 * ms)))
+	wait(t, l, 10*time.Second)
+	network.stick(true) // it dies, and writes its request 3 s later at most
+	let := time.Now()
+	wait(t, other, 20*time.Second)
+	if d := time.Since(let); d < gone-20*ms {
+		n.slow(t, "the token is back %v after it was asked for, want %v", d, gone)
+	}
+}
+
+// TestArrivedShare has a request of the process's own share arrive while another
+// one has a token: that one keeps it.
+func TestArrivedShare(t *testing.T) {
+	t.Parallel()
+	server := startRedis(t)
+	l := redisthrottle.New(connect(t, server.Addr), redisthrottle.Config{Limit: 3, Fallback: 2, Logger: quiet})
+	wait(t, l, 10*time.Second) // it does not arrive
+	server.Kill()
+	wait(t, l, 30*time.Second)
+	l.Arrived()
+	time.Sleep(1100 * ms)
+	if err := server.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for begin := time.Now(); time.Since(begin) < 14*time.Second; {
+		if l.Wait(expired(t, time.Second)) == nil {
+			n++
+		}
+	}
+	if n < 2 || n > 3 { // one of the share, before Redis is found to be back
+		t.Errorf("%d let go besides the first, want 2", n)
 	}
 }

@@ -196,9 +196,11 @@ func (l *Limiter) next(now time.Time) (ok bool, askAt, notBefore time.Time) {
 	case t != nil && l.view.State == ready && now.Before(l.synced.Add(l.tick)):
 		l.letGo(t, now)
 		return true, now, now
-	case t == nil && now.Before(l.askBy):
+	case t != nil && l.view.State == ready:
+		l.sync()
+	case now.Before(l.askBy):
 		l.take()
-	case t != nil || l.asked == 0:
+	case l.asked == 0:
 		l.sync()
 	}
 	return false, due, now

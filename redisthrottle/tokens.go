@@ -139,7 +139,7 @@ func (l *Limiter) take() {
 				l.wentAway(err)
 			default:
 				l.asked--
-				if name == "" { // none was free until then
+				if name == "" && time.Since(asked) >= wait { // none was free until then
 					l.askBy = later(l.askBy, asked.Add(wait+askWithin))
 				}
 			}
