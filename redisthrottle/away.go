@@ -15,11 +15,11 @@ import (
 
 const (
 	retrySoon = 100 * time.Millisecond // the first try after a call that failed
-	retryLate = time.Second            // and the last ones
+	retryLate = time.Second            // the longest time between tries
 )
 
-// wentAway notes that Redis does not answer, or not as it should. Connections may
-// be dead without saying so: there will be new ones. It requires mu.
+// wentAway notes that a call failed. Old connections may be dead, so it makes a
+// client with new ones. It requires mu.
 func (l *Limiter) wentAway(err error) {
 	if l.synced.IsZero() && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
 		err = fmt.Errorf("%w: %w", errClosed, err)
@@ -28,7 +28,7 @@ func (l *Limiter) wentAway(err error) {
 	if l.away == nil {
 		l.awaySince = now
 		text := "Redis is away, requests wait"
-		if hopeless(err) {
+		if hopeless(err) && l.config.Fallback == 0 {
 			text = "Redis refuses, requests fail"
 		}
 		l.log(slog.LevelWarn, text, "err", err)
@@ -39,8 +39,8 @@ func (l *Limiter) wentAway(err error) {
 	l.losses++
 }
 
-// plain reports whether a Redis without TLS is at addr: it waits for the end of
-// the line that a TLS handshake seems to it.
+// plain reports whether a Redis without TLS is at addr. Such a Redis does not answer
+// a TLS handshake: it waits for the end of a line.
 func plain(addr string) bool {
 	if addr == "" {
 		return false
@@ -65,13 +65,13 @@ func (l *Limiter) cameBack(now time.Time) {
 	l.log(slog.LevelInfo, "Redis is back", "away", away)
 	l.away, l.alone, l.retry = nil, false, 0
 	if l.config.Fallback > 0 && away >= l.silence/3 {
-		// Others may be using their shares until they notice, too.
+		// Other processes may use their shares until they notice, too.
 		l.quiet = now.Add(l.silence)
 	}
 }
 
-// share decides as next does, while Redis is away: the process's own share may
-// be used after a silence. It requires mu.
+// share is next while Redis is away: after a silence the process may use its own
+// share. It requires mu.
 func (l *Limiter) share(now time.Time) (ok bool, askAt time.Time) {
 	begin := l.awaySince.Add(l.silence)
 	l.plan(now)
@@ -95,7 +95,7 @@ func (l *Limiter) share(now time.Time) (ok bool, askAt time.Time) {
 	return true, now
 }
 
-// A line is one for the log, written when mu is released.
+// A line is logged when mu is released.
 type line struct {
 	level slog.Level
 	text  string

@@ -34,8 +34,8 @@ type Config struct {
 
 	// Limit is how many requests of all processes together may arrive at the
 	// server in one Window. Zero means the Throttle's Limit, or 15 without a
-	// Throttle. Where processes differ, the lowest Limit is in force for all; a
-	// higher one is once the lower has not been used for 4.3 s.
+	// Throttle. If processes differ, the lowest Limit is in force for all, until
+	// nobody has used it for Window + Transit + 3 s.
 	Limit int
 
 	// Window is the time that Limit is for. Zero means the Throttle's Window, or
@@ -54,8 +54,9 @@ type Config struct {
 	// while Redis is away. Zero means none: requests wait. The shares of all
 	// processes should add up to Limit at most; where only some of them are cut
 	// off from Redis, or were idle and have not noticed, the shares come on top
-	// of what the others send. For a silence of Window + Transit + 3 s at each
-	// switch nothing is sent.
+	// of what the others send. The process sends nothing for Window + Transit + 3 s
+	// before it uses its share, and after Redis is back if it was away for a third
+	// of that.
 	Fallback int
 
 	// NoRestart says that Redis never starts with old data: it has neither
@@ -66,10 +67,9 @@ type Config struct {
 	// unit tests, whose Redis no other process uses.
 	StartAtOnce bool
 
-	// Logger gets one line when Redis goes away (level Warn), one when the
-	// fallback begins (Warn), one when Redis is back (Info), one when tokens are
-	// made anew (Info), and one when others use other settings (Warn). Nil means
-	// slog.Default() at that time.
+	// Logger gets a line when Redis goes away, the fallback begins, or other
+	// processes use other settings (level Warn), and when Redis is back, a silence
+	// begins or tokens are ready (Info). Nil means slog.Default() at that time.
 	Logger *slog.Logger
 }
 
@@ -83,7 +83,7 @@ type Config struct {
 // stay open: its dialer and credentials are used. A client of another type is used
 // itself, and needs ContextTimeoutEnabled.
 //
-// A nil client, a [*redis.Ring] and an invalid config panic.
+// New panics if client is nil or a [*redis.Ring], or if config is invalid.
 func New(client redis.UniversalClient, config Config) *Limiter {
 	check := func(ok bool, format string, args ...any) {
 		if !ok {
@@ -162,11 +162,10 @@ func (l *Limiter) connect(client redis.UniversalClient) {
 	}
 }
 
-// Agree has the limiter take the Limit, Window and Transit that its Config
-// leaves at zero from a Throttle, which calls it before its first Wait. It
-// returns an error where both say something and they differ, or where another
-// Throttle or an earlier Wait has decided otherwise. A negative transit is one
-// that does not bound arrivals.
+// Agree sets the Limit, Window and Transit that the Config leaves at zero. A
+// Throttle calls it with its own before its first Wait. Agree returns an error if
+// the Config, another Throttle or an earlier Wait has set another value. A negative
+// transit does not bound arrivals.
 //
 // So a Throttle's Limit is the account's. A process that must keep below it hides
 // Agree behind a type of its own that has Wait, Arrived and Throttled, and gives
@@ -198,7 +197,7 @@ func agree[T comparable](name string, own *T, theirs T) error {
 	return nil
 }
 
-// settle fills in what nobody has set, before the first use. It requires mu.
+// settle sets the defaults before the first use. It requires mu.
 func (l *Limiter) settle() {
 	if l.hold > 0 {
 		return

@@ -1,5 +1,5 @@
-// Package redisthrottle keeps all processes that share one Clarifai account
-// within its rate limit together, by a Redis that they share.
+// Package redisthrottle keeps all processes of one Clarifai account together
+// within its rate limit. The processes share a Redis.
 //
 //	client := redis.NewClient(&redis.Options{Addr: "localhost:6379"})
 //	limiter := redisthrottle.New(client, redisthrottle.Config{})
@@ -23,8 +23,8 @@
 // after the last use, so this happens once. Later, a process that starts waits for
 // its connection and one round trip.
 //
-// A process with requests in line calls Redis some times per second: about 16
-// times when it is alone, 5 times as one of 4, 3 of 16, 2 of 64. This command
+// A process with requests in line calls Redis about 16 times per second when
+// it is alone, 5 times if there are 4 processes, 3 if 16, 2 if 64. This command
 // prints the figures of your machine:
 //
 //	go test -run 'Calls$' -v .
@@ -33,9 +33,8 @@
 // connections, two if it is near Redis. One process alone reaches 90 % of the limit
 // at 41 ms from Redis, 85 % at 77 ms (go test -run Distance -v .).
 //
-// Make a client of its own for the Limiter where the application's client has
-// hooks, or is closed earlier. The Limiter takes the client's options and makes its
-// own connections in any case: see [New].
+// Give the Limiter a client of its own if the application closes its client earlier.
+// Otherwise any client will do: see [New].
 //
 // # Which Redis
 //

@@ -16,19 +16,19 @@ import (
 )
 
 const (
-	// block is how long Redis keeps a BLMOVE waiting; it may take up to 100 ms
-	// more. A call that takes longer than patience means that Redis is away. A
-	// permission is used within patience of its being asked for.
+	// block is the longest wait of a BLMOVE; Redis may take 100 ms more. A BLMOVE
+	// that takes longer than patience means that Redis is away. A token is used
+	// within patience of the beginning of its BLMOVE.
 	block        = 1000 * time.Millisecond
 	patience     = 1180 * time.Millisecond
 	callPatience = 800 * time.Millisecond // for the script, a connection included
 
-	// A request is written so long after its token was asked for, at the latest, if
-	// its process is cut off from Redis, or killed, or frozen meanwhile.
+	// A request is written within grace of the process's asking for its token, if
+	// the process is cut off from Redis, killed or frozen. This is an assumption.
 	grace = 3 * time.Second
 
-	// A token that is kept is renewed at least this often, and a request is let go
-	// so long after a call at most.
+	// A process renews the tokens it keeps at least this often, and lets a request
+	// go only this long after a call.
 	maxTick = 1500 * time.Millisecond
 )
 
@@ -42,27 +42,29 @@ var ErrClosed = errors.New("redisthrottle: limiter is closed")
 // Redis holds Limit tokens. A request takes one, and the Limiter gives it back
 // Window + 10 ms after the request has arrived. So no window of the server sees
 // more than Limit requests, whatever the processes, their clocks or the network do.
-// The proof stands above the pool's step, in pool.go.
+// The proof is in pool.go.
 //
 // # Where it ends
 //
-// Redis has to be one: two masters that serve at once give out N tokens each. A
+// There must be one Redis: two masters that serve at once give out N tokens each. A
 // failover that loses the last writes and keeps the clients' connections can give
 // out tokens twice for up to 1.5 s. A process that is frozen or cut off from Redis
 // sends one request per token too many if it writes the request more than 3 s after
 // it asked for the token, which is at least 1.8 s after Wait returned. If an answer
 // alone bounds the arrival (bodies of more than 64 KiB), the answer counts instead.
+// If Redis's clock jumps forward just before the first call of a new process, the
+// tokens of a process that died meanwhile may come back 1.9 s after it was heard of.
 //
 // # When Redis is away
 //
-// No error, no delay, no missing key ever permits a request. A call that fails
-// or takes longer than 1.2 s means that Redis is away; from then on Wait makes
-// no calls, one goroutine tries every second at most, on new connections.
+// No error, no delay, no missing key ever permits a request. Redis is away when a
+// call fails or takes too long: 0.8 s for the script, 1.2 s for BLMOVE. Then
+// one goroutine tries new connections, after 0.1 s at first, later every second.
 // Requests wait until their contexts end; see Config.Fallback for another way.
 type Limiter struct {
 	config  Config
 	keys    []string      // pool, free, taken, parked, seen
-	turn    chan struct{} // held by the one who waits
+	turn    chan struct{} // a Wait holds it
 	dial    func() redis.UniversalClient
 	hangUp  func(redis.UniversalClient)
 	secure  string      // address, if the client uses TLS
@@ -80,12 +82,12 @@ type Limiter struct {
 	losses    int       // connections given up so far
 	hungUp    bool      // after Close
 
-	waiting    bool      // somebody has the turn
-	idle       time.Time // since nobody has
-	busy       bool      // the next was there at once
+	waiting    bool      // a Wait has the turn
+	idle       time.Time // end of the latest Wait
+	busy       bool      // this Wait began within spare of it
 	asked      int       // BLMOVEs under way
 	takes      int       // BLMOVEs so far
-	askBy      time.Time // the last instant for the next
+	askBy      time.Time // no BLMOVE begins later
 	held       []*token  // in the order in which they came
 	turnOfNext time.Time // of those that are delayed by the pace
 
@@ -94,17 +96,17 @@ type Limiter struct {
 	tried    time.Time
 	retry    time.Duration // between tries, while Redis is away
 	synced   time.Time     // sending of the latest call that was answered
-	distance time.Duration // it took
+	distance time.Duration // how long that call took
 
-	view        reply     // of the latest call, without tokens
+	view        reply     // of the latest call
 	pausedUntil time.Time // by this process's clock
 	pace        gate.State
-	pause       time.Time // end of one that Redis does not know yet
+	pause       time.Time // end of a pause that Redis does not know yet
 
 	away      error // of the latest call; nil: Redis answers
 	awaySince time.Time
-	alone     bool      // the share of its own is in use
-	quiet     time.Time // until then nothing is sent, after a return from that
+	alone     bool      // Fallback is in use
+	quiet     time.Time // nothing is sent until then: Redis has come back
 }
 
 var (
@@ -139,7 +141,7 @@ func (l *Limiter) Wait(ctx context.Context) error {
 		now := time.Now()
 		if ctx.Err() != nil {
 			if l.away == nil && !l.closed && now.Sub(l.synced) > time.Second {
-				l.sync() // whoever comes next profits: the pool's clock goes on
+				l.sync() // the next Wait profits: the pool's clock advances
 			}
 			return context.Cause(ctx)
 		}
@@ -168,9 +170,8 @@ func (l *Limiter) Wait(ctx context.Context) error {
 	}
 }
 
-// next is the one decision: may the one who waits go now, and if not, when must
-// it be asked again, unless something happens before, and before when does it
-// certainly not go? It requires mu.
+// next reports whether the request that waits may go now. If not, it returns when
+// to ask again, and an instant before which the request will not go. It requires mu.
 func (l *Limiter) next(now time.Time) (ok bool, askAt, notBefore time.Time) {
 	if l.away != nil {
 		ok, askAt = l.share(now)
@@ -206,8 +207,8 @@ func (l *Limiter) next(now time.Time) (ok bool, askAt, notBefore time.Time) {
 	return false, due, now
 }
 
-// Arrived notes that one of the requests that Wait permitted has arrived at the
-// server: W later its token goes back.
+// Arrived reports that a request that Wait permitted has arrived at the server. Its
+// token goes back Window + 10 ms later.
 func (l *Limiter) Arrived() {
 	l.lock()
 	defer l.unlock()
@@ -252,16 +253,16 @@ func (l *Limiter) Close() error {
 			l.lock()
 		case <-end:
 			l.lock()
-			return errors.New("redisthrottle: tokens are not back in time")
+			return errors.New("redisthrottle: tokens were not given back in time")
 		}
 	}
 	if l.away != nil {
-		return fmt.Errorf("redisthrottle: tokens are not back: %w", l.away)
+		return fmt.Errorf("redisthrottle: tokens were not given back: %w", l.away)
 	}
 	return nil
 }
 
-// wake wakes all who wait for one. It requires mu.
+// wake wakes all who wait for a change. It requires mu.
 func (l *Limiter) wake() {
 	close(l.changed)
 	l.changed = make(chan struct{})

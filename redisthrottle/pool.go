@@ -16,57 +16,54 @@ import (
 	"example.com/clarifaihttp/internal/gate"
 )
 
-// The rule, which pool.lua and tokens.go obey.
+// The rule, which pool.lua and tokens.go obey. A step is one run of pool.lua.
 //
 // # Tokens
 //
 // Redis holds N = Limit tokens for the account. Each is in one of three lists:
-// free, taken, or parked during a pause. A request needs one: BLMOVE moves it
-// from free to taken, for those who wait in the order in which they asked. The
-// process gives it back W after the request has arrived. W is Window plus 10 ms.
-// The arrival is known at the answer or Transit after the request was written, and
-// W is measured on the process's own clock, which is monotonic.
+// free, taken or parked. BLMOVE or a step moves a token from free to taken, for one
+// request; BLMOVE serves processes in the order in which they asked. Each time the
+// Throttle reports an arrival, the process keeps a token for W more, by its own
+// monotonic clock, and then gives it back by a step. W is Window + 10 ms.
 //
-// So of N+1 requests, one got its token from another one, after W from the arrival
-// of that: no N+1 arrive within one window. This is the proof of
-// clarifaihttp.Throttle with tokens for slots. It uses no clock of Redis.
+// So each process has as many tokens in taken as it has requests that may yet
+// arrive or arrived less than W ago. If N+1 requests arrived within one window,
+// N+1 tokens would be in taken at the last of these arrivals. But there are N.
+// No clock of Redis matters here.
 //
-// The name of a token has a generation, which changes whenever the token leaves
-// taken. The script alone does that, and finds the token by name and generation.
-// So a call that is sent again after a lost reply, or that a frozen Redis executes
-// when it wakes, does nothing: no token is ever there twice. Each call counts the
-// tokens. If there are more or fewer than were made, all are thrown away and made
-// anew.
+// The name of a token ends in a generation, which a step raises when the token
+// leaves taken. A step finds a token by its whole name. So a step that runs twice,
+// or late in a frozen Redis, gives no token back twice. Each step counts the
+// tokens. If there are more or fewer than were made, it throws all away.
 //
 // # Silence
 //
-// D = 3 s + Transit + W. A request whose process is not heard of for D counts no
-// more: it was written within 3 s of the process's asking for the token, and
-// arrived within Transit. A process that keeps a token renews it every D/3, 1.5 s
-// at most.
-// Redis keeps when a silence ends, by the pool's clock. This is Redis's own, but a
-// time in which nobody called counts for D - D/3 - 0.4 s at most, and a step that
-// a caller notices counts for nothing.
+// D = 3 s + Transit + W. A process renews the tokens that it keeps every D/3, 1.5 s
+// at most. A request is written within 3 s of the process's asking for the token
+// ([Limiter] says what if not). So if a process is silent for D, its requests
+// arrived more than W ago. The pool's clock measures D. It is Redis's, but from
+// step to step it advances so little (most, in pool.lua) that living processes
+// renew in time, and not at all if the caller finds that Redis's clock jumped.
 //
-//   - A token in taken that nobody has renewed for D is lost: its process died, or
-//     the reply that gave it did not come. It goes back to free. Where no step has
-//     seen a token in taken before, D counts from 0.6 s after the last step before:
-//     the process had asked for it by then. For a process begins a BLMOVE within
-//     0.6 s of a call of its own, or of the end of a BLMOVE that got nothing, until
-//     which free was empty; and who waits in a BLMOVE gets a token at a step. In
-//     any case D/3 + 0.4 s are left to renew a token.
-//   - Tokens that were thrown away or not found (a first start, FLUSHALL,
-//     eviction, another Redis by restart or failover: its run_id is another)
-//     are made anew after D. Requests that are under way get theirs when they
-//     renew them.
+//   - A token in taken that nobody renewed for D is lost: its process died, or the
+//     reply to BLMOVE did. A step gives it back. If no step saw it there before, D
+//     counts from 0.6 s after the previous step, by when the process had asked: it
+//     begins a BLMOVE within 0.6 s of its own last step, or of the end of a BLMOVE
+//     that got nothing, until which free was empty. A BLMOVE that waits gets its
+//     token from a step. In any case 0.4 s more than between renewals are left to
+//     renew it.
+//   - Tokens that were thrown away or are missing are made anew after D: at a first
+//     start, after FLUSHALL, eviction, restart or failover (run_id changes).
+//     Meanwhile only renewals get tokens, for requests under way.
 //
 // # Pause
 //
 // A throttled response parks the tokens that are free and those that come back.
-// When the pause is over, one token is freed for the probe. The other tokens
-// follow W after the probe's arrival. For an hour, tokens are freed no faster than
-// the pace allows, which is the core's for one process. Pause and pace use Redis's
-// clock.
+// When the pause is over, one token is freed for the probe. The others follow W
+// after the probe's arrival. For an hour, tokens are freed no faster than the pace
+// of package gate allows. A token that waits for its turn is in taken, and the
+// process that made the step keeps it. Pause and pace use Redis's clock; the clock
+// of a process that knows the pause may end it sooner.
 
 //go:embed pool.lua
 var poolLua string
@@ -81,27 +78,27 @@ const (
 	noRunID = "no run_id"
 )
 
-// ttl is how long the keys of an account live that nobody uses.
+// ttl is how long the keys of an unused account live.
 const ttl = 30 * 24 * time.Hour
 
 var (
-	errClosed = errors.New("connection closed at once, as by a Redis that wants TLS")
-	errPlain  = errors.New("the client speaks TLS, Redis does not")
-	errRunID  = errors.New("cannot read run_id, by which a restart is noticed: the user needs +info, or set Config.NoRestart")
+	errClosed = errors.New("connection closed at once by Redis, which may need TLS")
+	errPlain  = errors.New("the client uses TLS, Redis does not")
+	errRunID  = errors.New("cannot read run_id, which shows a restart: give the user +info, or set Config.NoRestart")
 )
 
 // An order is what one call of the script is to do.
 type order struct {
 	sent    time.Time
-	takes   int           // BLMOVEs until then
+	takes   int           // BLMOVEs begun before
 	clock   float64       // Redis's, as it should be; 0: unknown
 	known   string        // number of the latest pause that is known
-	over    string        // the same, if it has ended by the process's clock
+	over    string        // known, if that pause is over by the process's clock
 	gap     time.Duration // between tokens, by the pace
 	pause   time.Duration
 	until   time.Time // end of pause
 	cut     gate.State
-	want    bool // a token, too, if one is free
+	want    bool // a free token, if there is one
 	changes []change
 	tokens  []*token // of changes
 }
@@ -129,7 +126,7 @@ type reply struct {
 func (l *Limiter) call(client redis.UniversalClient, o order) (r reply, err error) {
 	timeout := callPatience
 	if o.clock == 0 {
-		timeout = patience // a first connection takes its time
+		timeout = patience // it may need a first connection
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
@@ -150,7 +147,7 @@ func (l *Limiter) call(client redis.UniversalClient, o order) (r reply, err erro
 	text, err := json.Marshal(map[string]any{
 		"server":  server,      // its run_id; "": find out
 		"clock":   o.clock,     // Redis's, as the caller reckons it
-		"fresh":   rand.Text(), // a name that never was one
+		"fresh":   rand.Text(), // an id that no pool had
 		"ttl":     (ttl + 4*l.silence).Milliseconds(),
 		"silence": ms(l.silence), "start": ms(start), // of a pool that is not there
 		"window": c.Window.Milliseconds(), "limit": c.Limit,
@@ -189,7 +186,7 @@ func runID(ctx context.Context, client redis.UniversalClient, key string) (strin
 		c = node
 	}
 	info, err := c.Info(ctx, "server").Result()
-	if err != nil && !isReply(err) {
+	if _, refused := errors.AsType[redis.Error](err); err != nil && !refused {
 		return "", err
 	}
 	for line := range strings.Lines(info) {
@@ -200,15 +197,10 @@ func runID(ctx context.Context, client redis.UniversalClient, key string) (strin
 	return "", fmt.Errorf("INFO server: %w (%v)", errRunID, err)
 }
 
-func isReply(err error) bool {
-	_, ok := errors.AsType[redis.Error](err)
-	return ok
-}
-
-// hopeless reports whether time does not cure err.
+// hopeless reports whether err stays until somebody changes the settings.
 func hopeless(err error) bool {
-	return err != nil && (errors.Is(err, errRunID) || errors.Is(err, errClosed) || errors.Is(err, errPlain) || slices.ContainsFunc([]string{
+	return errors.Is(err, errRunID) || errors.Is(err, errClosed) || errors.Is(err, errPlain) || slices.ContainsFunc([]string{
 		"NOPERM", "ACL failure in script", "can't run this command", "NOAUTH", "WRONGPASS", "WRONGTYPE",
 		"unknown command", "Unknown Redis command", "x509:", "tls:",
-	}, func(s string) bool { return strings.Contains(err.Error(), s) }))
+	}, func(s string) bool { return strings.Contains(err.Error(), s) })
 }

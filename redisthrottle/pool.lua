@@ -1,5 +1,5 @@
--- One step of an account's pool. All that happens to tokens, but for being
--- taken by BLMOVE free -> taken, happens here; pool.go has the rule.
+-- One step of an account's pool. Only a step and BLMOVE free -> taken move
+-- tokens; pool.go has the rule.
 --
 -- KEYS  pool    hash: what is known of the account
 --       free    list: tokens for whoever comes first
@@ -9,9 +9,8 @@
 --       seen    hash: when a token in taken counts as lost, by the pool's clock
 -- ARGV  what to do, as JSON: Limiter.call has the fields
 --
--- A token is pool.number.generation. It gets its next generation whenever it
--- leaves taken, so that a call that comes late or twice finds nothing. An error
--- in the middle can lose tokens, never make one.
+-- A token is pool.number.generation. An error in the middle can lose tokens,
+-- never add any.
 local pool, free, taken, parked, seen = unpack(KEYS)
 local o = cjson.decode(ARGV[1])
 
@@ -31,8 +30,7 @@ local function set(name, v)
   redis.call('HSET', pool, name, v)
 end
 
--- The pool's clock is Redis's, but a step of that, or a time in which nobody
--- could call, counts for so little that whoever lives is heard in time.
+-- The pool's clock, by which silences end.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local least = math.min(o.silence, f.silence and num('silence') or o.silence)
@@ -43,7 +41,7 @@ set('now', now) -- fails first, out of memory
 set('clock', clock)
 local silence = math.max(o.silence, num('silence'))
 
--- Others use another window. They are gone once they are silent.
+-- Other processes use another window, until they are silent.
 if f.id and num('window') ~= o.window then
   local wait = num('used') + silence - clock
   if wait > 0 then return cjson.encode({state = 'foreign', window = num('window'), now = now, wait = wait}) end
@@ -52,7 +50,7 @@ end
 set('used', clock)
 if f.id then set('silence', silence) end
 
--- Made anew, but without tokens until there was silence.
+-- Start the pool anew. Its tokens are made after a silence.
 local moved = f.server ~= server and f.server ~= 'any' and server ~= 'any'
 if not f.id or moved or redis.call('LLEN', free) + redis.call('LLEN', taken) + redis.call('LLEN', parked) ~= num('made') + 1 then
   redis.call('DEL', free, taken, parked, seen)
@@ -63,7 +61,7 @@ if not f.id or moved or redis.call('LLEN', free) + redis.call('LLEN', taken) + r
     made = 0, names = 0, ready = '0', at = at, look = 0, lost = clock + silence}) do set(name, v) end
 end
 
--- The lowest limit that was heard of lately is in force.
+-- The lowest limit of the last silence is in force.
 if o.limit <= num('limit') or clock - num('low') >= silence then
   set('limit', o.limit)
   set('low', clock)
@@ -94,7 +92,7 @@ if o.pause > 0 then
 end
 local gap = num('gap')
 
-local delays, names = {}, {} -- of tokens to be freed at their turn; of tokens got anew
+local delays, names = {}, {} -- of tokens that wait for their turn; of tokens made anew
 
 local function mint()
   set('made', num('made') + 1)
@@ -102,7 +100,7 @@ local function mint()
   return f.id .. '.' .. string.format('%d', num('names')) .. '.0'
 end
 
--- place puts a token that is in no list where it belongs: in free at its turn.
+-- place puts a token that is in no list into free, at its turn, or into parked.
 local function place(token, how)
   if f.ready ~= '1' or num('made') > limit then
     set('made', num('made') - 1)
@@ -121,12 +119,12 @@ local function place(token, how)
   end
 end
 
--- Nobody is in line while a token is free.
+-- This overtakes nobody: while a token is free, no BLMOVE waits.
 local token = f.ready == '1' and o.want and num('made') <= limit and o.pause == 0 and redis.call('LMOVE', free, taken, 'LEFT', 'RIGHT') or nil
 if token then redis.call('HSET', seen, token, clock + silence) end
 
--- A token that nobody has seen in taken was asked for 0.6 s after the step before
--- this one, at the latest: pool.go says why.
+-- Find the lost tokens. A token that no step saw in taken before was asked for
+-- within 0.6 s of the previous step.
 if clock >= math.min(num('look'), num('lost')) then
   local lost, entries, soonest = {}, redis.call('HGETALL', seen), clock + silence
   for i = 1, #entries, 2 do lost[entries[i]] = tonumber(entries[i + 1]) end
@@ -164,7 +162,7 @@ for i, change in ipairs(o.changes) do
       redis.call('RPUSH', free, new)
       set('probe', new)
     else
-      if probe then set('phase', 'open') end -- it was sent and W is over: the pause is, too
+      if probe then set('phase', 'open') end -- the probe arrived W ago, or is lost
       place(new, how)
     end
     while probe and f.phase == 'open' do

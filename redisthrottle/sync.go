@@ -10,16 +10,16 @@ import (
 	"example.com/clarifaihttp/internal/gate"
 )
 
-// plan has the script called as soon as that is of use, now or by the timer, and
-// closes the connections after Close when it never is again. It requires mu.
+// plan calls the script when a call is due, now or by the timer. After Close it
+// closes the connections when no call is due any more. It requires mu.
 func (l *Limiter) plan(now time.Time) {
-	// Others give back what this process could not for so long.
+	// Tokens that this process could not give back for D are lost: others free them.
 	l.held = slices.DeleteFunc(l.held, func(t *token) bool {
 		return t.how == "" || t.name == "" && !t.due.After(now) ||
 			l.away != nil && !l.waiting && now.Sub(t.due) > l.silence
 	})
 	if l.syncing || l.hungUp {
-		return // the end of the call comes here
+		return // when the call ends, it plans again
 	}
 	if l.closed && len(l.held) == 0 && l.asked == 0 {
 		l.hungUp = true
@@ -45,7 +45,7 @@ func (l *Limiter) plan(now time.Time) {
 	}
 }
 
-// sync has the script called, unless a call is under way. It requires mu.
+// sync starts a call of the script, unless one is under way. It requires mu.
 func (l *Limiter) sync() {
 	if !l.syncing {
 		l.syncing = true
@@ -53,7 +53,7 @@ func (l *Limiter) sync() {
 	}
 }
 
-// run calls the script once. While Redis is away nobody else does.
+// run calls the script once.
 func (l *Limiter) run() {
 	l.lock()
 	client, losses, away := l.client, l.losses, l.away != nil
@@ -61,7 +61,7 @@ func (l *Limiter) run() {
 	l.unlock()
 	r, err := l.call(client, o)
 	name := ""
-	if err == nil && away { // this may be what does not work
+	if err == nil && away { // perhaps only BLMOVE fails
 		name, err = l.blmove(client, time.Millisecond)
 	}
 	l.lock()
@@ -104,7 +104,7 @@ func (l *Limiter) order(now time.Time) order {
 	for _, t := range l.held {
 		if how, _ := l.nextStep(t, now); how != "" {
 			if how != "renew" {
-				t.due = earlier(t.due, now) // nobody may use it from here on
+				t.due = earlier(t.due, now) // granted must not return it any more
 			}
 			o.changes = append(o.changes, change{how, t.name})
 			o.tokens = append(o.tokens, t)
@@ -117,10 +117,9 @@ func (l *Limiter) order(now time.Time) order {
 func (l *Limiter) apply(o order, r reply, now time.Time) {
 	before := l.view
 	l.view, l.synced, l.distance = r, o.sent, now.Sub(o.sent)
-	l.view.Delays, l.view.Names = nil, nil
 	l.askBy = later(l.askBy, o.sent.Add(askWithin))
 	if o.want && o.takes == l.takes {
-		l.connected = time.Time{} // by this call, if any: there was no other
+		l.connected = time.Time{} // only this call can have made it, and it was answered
 	}
 	if l.away != nil {
 		l.cameBack(now)
@@ -147,7 +146,7 @@ func (l *Limiter) apply(o order, r reply, now time.Time) {
 		}
 	}
 	for name, ms := range r.Delays {
-		l.giveBackAt(now.Add(time.Duration(ms)*time.Millisecond), name, "delayed", now)
+		l.giveBackAt(now.Add(time.Duration(ms)*time.Millisecond), name, "delayed")
 	}
 	l.turnOfNext = time.Time{}
 	for _, t := range l.held {
@@ -158,17 +157,17 @@ func (l *Limiter) apply(o order, r reply, now time.Time) {
 	l.logState(before)
 }
 
-// logState logs that a pool's state has changed. It requires mu.
+// logState logs a change of the pool's state or limit. It requires mu.
 func (l *Limiter) logState(before reply) {
 	switch r := &l.view; {
 	case before.State != r.State && r.State == silent:
-		l.log(slog.LevelInfo, "tokens are made anew, after a silence", "silence", l.silence)
+		l.log(slog.LevelInfo, "waiting for a silence before tokens are made anew", "silence", l.silence)
 	case before.State != r.State && r.State == foreign:
-		l.log(slog.LevelWarn, "others use the account at other settings, requests wait",
+		l.log(slog.LevelWarn, "other processes use other settings, requests wait",
 			"window", l.config.Window, "theirs", time.Duration(r.Window)*time.Millisecond)
 	case before.State != r.State && before.State != "":
-		l.log(slog.LevelInfo, "tokens are there")
+		l.log(slog.LevelInfo, "tokens are ready")
 	case before.Limit != r.Limit && r.Limit < l.config.Limit:
-		l.log(slog.LevelWarn, "others use the account at other settings, theirs rule", "limit", l.config.Limit, "theirs", r.Limit)
+		l.log(slog.LevelWarn, "other processes use other settings, the lower limit is in force", "limit", l.config.Limit, "theirs", r.Limit)
 	}
 }

@@ -17,29 +17,28 @@ const (
 	// maxAsked is how many tokens a process asks for at a time.
 	maxAsked = 6
 
-	// askWithin is how long after a step a process asks for a token. The script
-	// knows it, too.
+	// askWithin bounds how long after a step a process begins a BLMOVE. pool.lua
+	// has it as 600.
 	askWithin = 600 * time.Millisecond
 
-	// spare is how long a token is kept that nobody waits for.
+	// spare is how long a process keeps a token while no request waits.
 	spare = 20 * time.Millisecond
 
-	// gather is how long a token waits for others to go back with it, less what
-	// calls take.
+	// gather, less the time of a call, is how long a token that is due waits for
+	// others, so that one call gives back several.
 	gather = 10 * time.Millisecond
 )
 
 // never is an instant that does not come.
 var never = time.Unix(1<<40, 0)
 
-// A token is in the care of this process: taken, in Redis's terms. One without
-// a name is of the process's own share.
+// A token is in taken, kept by this process. A token without a name belongs to
+// the process's own share.
 type token struct {
 	name    string
-	how     string    // it is to be given back, in pool.lua's words; "": it was
-	asked   time.Time // when the one who waited did
+	how     string    // the change that gives it back; "": it was given back
 	due     time.Time // when to give it back; never: its request has not arrived
-	renewed time.Time // since when Redis knows that somebody has it, or before
+	renewed time.Time // not later than Redis last learned that it is kept
 }
 
 // underWay reports whether a request was let go with t and may not have arrived.
@@ -47,11 +46,11 @@ func (t *token) underWay() bool { return t.how == "sent" && t.due.Equal(never) }
 
 // giveBackAt notes a token that no request uses, and when to give it back. It
 // requires mu.
-func (l *Limiter) giveBackAt(due time.Time, name, how string, asked time.Time) {
-	l.held = append(l.held, &token{name: name, how: how, asked: asked, due: due, renewed: time.Now()})
+func (l *Limiter) giveBackAt(due time.Time, name, how string) {
+	l.held = append(l.held, &token{name: name, how: how, due: due, renewed: time.Now()})
 }
 
-// letGo notes that a request is let go with t. It requires mu.
+// letGo has a request use t. It requires mu.
 func (l *Limiter) letGo(t *token, now time.Time) {
 	t.how, t.due = "sent", never
 	l.plan(now)
@@ -67,7 +66,7 @@ func (l *Limiter) nextStep(t *token, now time.Time) (how string, at time.Time) {
 	case t.how == "unused" && !l.waiting:
 		due = earlier(due, l.idle.Add(spare))
 	case t.how == "sent" && l.view.Phase == "open" && !l.closed:
-		// Its turn comes after those that this process frees anyway.
+		// A step before that would only queue it for a later turn.
 		due = later(due, l.turnOfNext)
 	}
 	switch {
@@ -81,9 +80,8 @@ func (l *Limiter) nextStep(t *token, now time.Time) (how string, at time.Time) {
 	return "", earlier(due, renew)
 }
 
-// unarrived counts the requests that were let go and may yet arrive within a
-// window of others, and says when one of them is known no longer to. It
-// requires mu.
+// unarrived counts the requests that may yet arrive or arrived less than W ago.
+// It returns when the first of them stops counting, or never. It requires mu.
 func (l *Limiter) unarrived(now time.Time) (n int, until time.Time) {
 	until = never
 	for _, t := range l.held {
@@ -95,13 +93,12 @@ func (l *Limiter) unarrived(now time.Time) (n int, until time.Time) {
 	return n, until
 }
 
-// blmove is a command that go-redis must not send again by itself: the token of
-// the first time would be lost for a while.
+// go-redis must not send a blmove again: the first one's token would be lost for D.
 type blmove struct{ *redis.StringCmd }
 
 func (blmove) NoRetry() bool { return true }
 
-// blmove returns the name of a token, or none if there is none for so long.
+// blmove returns the name of a token, or "" if none is free within wait.
 func (l *Limiter) blmove(client redis.UniversalClient, wait time.Duration) (name string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -114,12 +111,12 @@ func (l *Limiter) blmove(client redis.UniversalClient, wait time.Duration) (name
 	return name, err
 }
 
-// take has a BLMOVE under way: several, if tokens are wanted faster than they can
-// come one after the other. Each outlasts the Wait that began it, so that the next
-// one has its place in line, and no reply is lost. It requires mu.
+// take keeps a BLMOVE under way, or several if requests wait and Redis is far. A
+// BLMOVE outlasts the Wait that began it: the next Wait gets its place in line, and
+// no reply is lost. It requires mu.
 func (l *Limiter) take() {
-	// Whoever waits for longer asks again, at the end of the line: by chance, not
-	// always the same ones. There may be a connection to make.
+	// A BLMOVE that ends without a token loses its place in line. The random part
+	// spreads this over the processes; 4*distance leaves time to connect.
 	want, wait := 1, max(block-rand.N(block/12)-4*l.distance, block/6)
 	if l.busy {
 		want += int(min(math.Round(l.distance.Seconds()*float64(l.view.Limit)/l.config.Window.Seconds()), maxAsked-1))
@@ -149,15 +146,14 @@ func (l *Limiter) take() {
 	}
 }
 
-// came notes a token that was asked for then. It requires mu.
+// came notes a token, if name is one, and when it was asked for. It requires mu.
 func (l *Limiter) came(name string, asked time.Time) {
 	if name != "" {
-		l.giveBackAt(asked.Add(patience), name, "unused", asked)
+		l.giveBackAt(asked.Add(patience), name, "unused")
 	}
 }
 
-// granted returns a token that came for whoever waits, if there is one. It
-// requires mu.
+// granted returns a token that a request may use now, or nil. It requires mu.
 func (l *Limiter) granted(now time.Time) *token {
 	i := slices.IndexFunc(l.held, func(t *token) bool {
 		rest, ok := strings.CutPrefix(t.name, l.view.ID)
