@@ -255,7 +255,7 @@ func (n *noise) slow(t testing.TB, format string, args ...any) {
 // exact fails the test for what is true of an idle machine alone, if it was one.
 func (n *noise) exact(t testing.TB, format string, args ...any) {
 	t.Helper()
-	if late := time.Duration(n.late.Load()); late > 10*ms {
+	if late := time.Duration(n.late.Load()); late > 5*ms {
 		t.Logf(format+", but goroutines woke up to %v late", append(args, late)...)
 		return
 	}
