@@ -138,13 +138,7 @@ func TestHooksInOrder(t *testing.T) {
 				h.unknown = h.draw(4) == 0
 				th := &clarifaihttp.Throttle{Limit: limit, Backoff: ms + h.span(10*time.Second)}
 				p := new(permitter)
-				if h.draw(2) == 0 {
-					th.Limiter = p
-				}
-				rt := forAll(h, th)
-				if h.draw(3) == 0 {
-					rt = forAll(rt, th)
-				}
+				rt := h.transport(h, th, p, 3)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				var wg sync.WaitGroup

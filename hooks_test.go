@@ -33,6 +33,19 @@ func (h *hookCaller) draw(n int) int {
 // span returns a duration of at most d.
 func (h *hookCaller) span(d time.Duration) time.Duration { return time.Duration(1 + h.draw(int(d))) }
 
+// transport returns a Transport on base, with p half of the time, and with another
+// Transport around it one time in n.
+func (h *hookCaller) transport(base http.RoundTripper, th *clarifaihttp.Throttle, p *permitter, n int) http.RoundTripper {
+	if h.draw(2) == 0 {
+		th.Limiter = p
+	}
+	rt := forAll(base, th)
+	if h.draw(n) == 0 {
+		rt = forAll(rt, th)
+	}
+	return rt
+}
+
 func (h *hookCaller) call(trace *httptrace.ClientTrace) {
 	for range h.draw(8) {
 		switch h.draw(5) {
@@ -81,13 +94,7 @@ func TestHooksInAnyOrder(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := &hookCaller{r: rand.New(rand.NewPCG(seed, 0))}
 				th := &clarifaihttp.Throttle{Limit: 1 + h.draw(3), Backoff: 2 * time.Second}
-				if h.draw(2) == 0 {
-					th.Limiter = new(permitter)
-				}
-				rt := forAll(h, th)
-				if h.draw(4) == 0 {
-					rt = forAll(rt, th)
-				}
+				rt := h.transport(h, th, new(permitter), 4)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				var wg sync.WaitGroup
