@@ -91,7 +91,7 @@ func (l *Limiter) share(now time.Time) (ok bool, askAt time.Time) {
 	}
 	t := new(token)
 	l.held = slices.Insert(l.held, 0, t) // Arrived takes it for the first to arrive
-	l.letGo(t, now)
+	l.letGo(t)
 	return true, now
 }
 

@@ -195,7 +195,7 @@ func (l *Limiter) next(now time.Time) (ok bool, askAt, notBefore time.Time) {
 		return false, earlier(due, paused), paused
 	case !known:
 	case t != nil && l.view.State == ready && now.Before(l.synced.Add(l.tick)):
-		l.letGo(t, now)
+		l.letGo(t)
 		return true, now, now
 	case t != nil && l.view.State == ready:
 		l.sync()

@@ -245,17 +245,19 @@ func listen(t testing.TB) *noise {
 // slow fails the test, unless the machine was too busy to tell.
 func (n *noise) slow(t testing.TB, format string, args ...any) {
 	t.Helper()
-	if late := time.Duration(n.late.Load()); late > 40*ms {
-		t.Logf(format+", but goroutines woke up to %v late", append(args, late)...)
-		return
-	}
-	t.Errorf(format, args...)
+	n.fail(t, 40*ms, format, args...)
 }
 
 // exact fails the test for what is true of an idle machine alone, if it was one.
 func (n *noise) exact(t testing.TB, format string, args ...any) {
 	t.Helper()
-	if late := time.Duration(n.late.Load()); late > 5*ms {
+	n.fail(t, 5*ms, format, args...)
+}
+
+// fail fails the test if no goroutine woke up later than most.
+func (n *noise) fail(t testing.TB, most time.Duration, format string, args ...any) {
+	t.Helper()
+	if late := time.Duration(n.late.Load()); late > most {
 		t.Logf(format+", but goroutines woke up to %v late", append(args, late)...)
 		return
 	}

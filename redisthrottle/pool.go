@@ -150,6 +150,7 @@ func (l *Limiter) call(client redis.UniversalClient, o order) (r reply, err erro
 		"fresh":   rand.Text(), // an id that no pool had
 		"ttl":     (ttl + 4*l.silence).Milliseconds(),
 		"silence": ms(l.silence), "start": ms(start), // of a pool that is not there
+		"tick": ms(maxTick), "ask": ms(askWithin),
 		"window": c.Window.Milliseconds(), "limit": c.Limit,
 		"known": o.known, "over": o.over, "gap": ms(o.gap),
 		"pause": ms(max(o.pause, 0)), "from": o.cut.Max, "to": o.cut.Low, // rates

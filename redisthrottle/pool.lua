@@ -34,7 +34,7 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local least = math.min(o.silence, f.silence and num('silence') or o.silence)
-local passed, most = math.max(0, now - num('now')), least - math.min(least / 3, 1500) - 400
+local passed, most = math.max(0, now - num('now')), least - math.min(least / 3, o.tick) - 400
 if o.clock > 0 and math.abs(now - o.clock) > 100 then passed = 0 end
 local clock = num('clock') + math.min(passed, most)
 set('now', now) -- fails first, out of memory
@@ -124,13 +124,13 @@ local token = f.ready == '1' and o.want and num('made') <= limit and o.pause == 
 if token then redis.call('HSET', seen, token, clock + silence) end
 
 -- Find the lost tokens. A token that no step saw in taken before was asked for
--- within 0.6 s of the previous step.
+-- within o.ask of the previous step.
 if clock >= math.min(num('look'), num('lost')) then
   local lost, entries, soonest = {}, redis.call('HGETALL', seen), clock + silence
   for i = 1, #entries, 2 do lost[entries[i]] = tonumber(entries[i + 1]) end
   for _, token in ipairs(redis.call('LRANGE', taken, 1, -1)) do
     if not lost[token] then
-      lost[token] = clock + math.min(silence, math.max(silence - most, silence + 600 - passed))
+      lost[token] = clock + math.min(silence, math.max(silence - most, silence + o.ask - passed))
       redis.call('HSET', seen, token, lost[token])
     end
     if clock >= lost[token] then

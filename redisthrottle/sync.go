@@ -71,8 +71,6 @@ func (l *Limiter) run() {
 	l.came(name, now)
 	switch {
 	case losses != l.losses: // BLMOVE found first that Redis is away
-		l.plan(now)
-		return
 	case err != nil:
 		l.wentAway(err)
 	default:

@@ -17,8 +17,7 @@ const (
 	// maxAsked is how many tokens a process asks for at a time.
 	maxAsked = 6
 
-	// askWithin bounds how long after a step a process begins a BLMOVE. pool.lua
-	// has it as 600.
+	// askWithin bounds how long after a step a process begins a BLMOVE.
 	askWithin = 600 * time.Millisecond
 
 	// spare is how long a process keeps a token while no request waits.
@@ -50,11 +49,9 @@ func (l *Limiter) giveBackAt(due time.Time, name, how string) {
 	l.held = append(l.held, &token{name: name, how: how, due: due, renewed: time.Now()})
 }
 
-// letGo has a request use t. It requires mu.
-func (l *Limiter) letGo(t *token, now time.Time) {
-	t.how, t.due = "sent", never
-	l.plan(now)
-}
+// letGo has the request of a Wait use t. The end of the Wait plans what follows. It
+// requires mu.
+func (l *Limiter) letGo(t *token) { t.how, t.due = "sent", never }
 
 // nextStep returns what is to be done with t now, or "", and when to call for it.
 // It requires mu.
