@@ -125,7 +125,7 @@ func (m *model) ask(c *caller) {
 const (
 	shared = iota // no request can be kept from being sent on it
 	fresh         // it can, and it is not held for long
-	reused        // it can
+	reused        // it can; it is not held for long for a request with a body
 	kinds
 )
 
@@ -182,7 +182,7 @@ func (m *model) wait(c *caller, kind int) {
 	if c.class != holders {
 		c.home = c.place
 	}
-	if kind == fresh {
+	if kind == fresh || kind == reused && c.large {
 		c.patience = time.Now().Add(time.Second << min(c.requeued, 6))
 	}
 	m.queue(c, holders)
