@@ -305,6 +305,7 @@ func (m *model) pass(d time.Duration) {
 			case c.deadline.Equal(next):
 				m.end(c, context.DeadlineExceeded)
 			case c.rests.Equal(next):
+				m.letGo() // who may go now is not ahead of it
 				c.rests = time.Time{}
 				c.wire = m.newWire()
 				m.queue(c, newcomers)

@@ -120,6 +120,11 @@ func ended(ctx context.Context, cancel <-chan struct{}) error {
 // join puts tk in the line, or refuses it. It requires mu.
 func (g *Gate) join(tk *Ticket) error {
 	now := g.now()
+	// Who may go by now is not ahead of tk any more, even if the timer is late. But
+	// a holder needs the slot itself that it may have just given back.
+	if tk.rank != holder {
+		g.advance(now)
+	}
 	ahead := g.line.ahead(tk)
 	if err := g.refusal(tk, ahead, g.line.asideBefore(tk), now); err != nil {
 		return err
