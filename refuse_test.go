@@ -50,7 +50,7 @@ func TestEndedWhileItWaits(t *testing.T) {
 func neverServed(t *testing.T, body func() io.Reader, begin func(*endedTest, *testing.T), start func(*httptest.Server)) {
 	runs := 200
 	if testing.Short() {
-		runs = 20
+		runs = 12
 	}
 	var late atomic.Int64
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

@@ -265,11 +265,15 @@ func TestGetBodyOfSameObject(t *testing.T) {
 	rt := over(base, th)
 	defer base.CloseIdleConnections()
 
+	calls := 8
+	if testing.Short() {
+		calls = 4
+	}
 	var whole, back atomic.Int64
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			for range 8 {
+			for range calls {
 				body := rewound{bytes.NewReader(data), new(atomic.Int32)}
 				req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, body)
 				if err != nil {

@@ -54,23 +54,15 @@ func (l *line) all() iter.Seq[*Ticket] {
 	}
 }
 
-// ahead returns how many are ahead of tk, be it in line or not.
-func (l *line) ahead(tk *Ticket) int {
-	n, _ := l.find(tk)
-	return n
-}
-
-// asideBefore returns how many in line stand aside for a probe, of tk's rank and
-// the lower ones.
-func (l *line) asideBefore(tk *Ticket) (n int) {
-	for _, m := range l.aside[:tk.rank+1] {
-		n += m
-	}
-	return n
+// ahead returns how many are ahead of tk, be it in line or not, and how many of
+// these stand aside for a probe.
+func (l *line) ahead(tk *Ticket) (n, aside int) {
+	n, aside, _ = l.find(tk)
+	return n, aside
 }
 
 func (l *line) join(tk *Ticket) {
-	_, next := l.find(tk)
+	_, _, next := l.find(tk)
 	l.ranks[tk.rank].insert(tk, next)
 	l.waiting[tk.urgency]++
 	if tk.standsAside() {
@@ -89,16 +81,22 @@ func (l *line) leave(tk *Ticket) {
 	}
 }
 
-// find returns how many are ahead of tk, and who is next to it, if anyone. A new
-// arrival is last in its rank; those that come back are few, and near the front.
-func (l *line) find(tk *Ticket) (ahead int, next *Ticket) {
-	rank := &l.ranks[tk.rank]
+// find is ahead, and returns who is next to tk, if anyone. A new arrival is last
+// in its rank; those that come back are few, and near the front.
+func (l *line) find(tk *Ticket) (ahead, aside int, next *Ticket) {
 	ahead = l.before(tk.rank)
+	for _, n := range l.aside[:tk.rank] {
+		aside += n
+	}
+	rank := &l.ranks[tk.rank]
 	if rank.last == nil || rank.last.number < tk.number {
-		return ahead + rank.n, nil
+		return ahead + rank.n, aside + l.aside[tk.rank], nil
 	}
 	for next = rank.first; next.number < tk.number; next = rank.next(next) {
 		ahead++
+		if next.standsAside() {
+			aside++
+		}
 	}
-	return ahead, next
+	return ahead, aside, next
 }

@@ -14,7 +14,7 @@ func TestLine(t *testing.T) {
 		number++
 		tk := &Ticket{rank: rank, number: number}
 		tickets[name] = tk
-		if got := l.ahead(tk); got != ahead {
+		if got, _ := l.ahead(tk); got != ahead {
 			t.Errorf("%d ahead of %s, want %d", got, name, ahead)
 		}
 		l.join(tk)
@@ -53,7 +53,7 @@ func TestLine(t *testing.T) {
 		t.Error("has is wrong")
 	}
 	// Whoever comes back gets its old place, in whichever order they do.
-	if n := l.ahead(tickets["b"]); n != 0 {
+	if n, _ := l.ahead(tickets["b"]); n != 0 {
 		t.Errorf("%d ahead of b, want 0", n)
 	}
 	for _, name := range []string{"b", "S", "a", "R"} {
@@ -67,4 +67,27 @@ func TestLine(t *testing.T) {
 		}
 	}
 	check("b")
+}
+
+// TestLineAside counts those who stand aside: of who comes back only those that are
+// ahead of its old place.
+func TestLineAside(t *testing.T) {
+	var l line
+	tickets := []*Ticket{
+		{rank: rankOf(3, true), number: 1, badProbe: true},
+		{rank: rankOf(3, false), number: 2, suspect: true},
+		{rank: rankOf(3, false), number: 3},
+		{rank: rankOf(3, false), number: 4, suspect: true},
+		{rank: rankOf(4, false), number: 5, suspect: true},
+	}
+	for _, tk := range tickets {
+		l.join(tk)
+	}
+	for i, want := range []int{0, 1, 2, 2, 3} {
+		l.leave(tickets[i])
+		if n, aside := l.ahead(tickets[i]); n != i || aside != want {
+			t.Errorf("%d ahead of number %d, %d of them stand aside, want %d and %d", n, i+1, aside, i, want)
+		}
+		l.join(tickets[i])
+	}
 }

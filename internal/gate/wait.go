@@ -125,8 +125,8 @@ func (g *Gate) join(tk *Ticket) error {
 	if tk.rank != holder {
 		g.advance(now)
 	}
-	ahead := g.line.ahead(tk)
-	if err := g.refusal(tk, ahead, g.line.asideBefore(tk), now); err != nil {
+	ahead, aside := g.line.ahead(tk)
+	if err := g.refusal(tk, ahead, aside, now); err != nil {
 		return err
 	}
 	g.line.join(tk)
@@ -229,7 +229,7 @@ func (g *Gate) refusal(tk *Ticket, ahead, aside int, now time.Time) error {
 		return nil
 	}
 	if g.pause.wanted && !tk.standsAside() {
-		ahead = max(ahead-aside, 0)
+		ahead -= aside
 	}
 	if at := g.earliest(ahead, tk.deadline, now); at.After(tk.deadline) {
 		return &Refusal{at.Sub(now)}
@@ -309,7 +309,8 @@ func (g *Gate) TooLate(tk *Ticket) bool {
 		return !tk.deadline.IsZero() && later(now.Add(tk.rest), g.pause.until).After(tk.deadline)
 	}
 	tk.number = g.arrived + 1
-	late := g.refusal(tk, g.line.ahead(tk), g.line.asideBefore(tk), now) != nil
+	ahead, aside := g.line.ahead(tk)
+	late := g.refusal(tk, ahead, aside, now) != nil
 	tk.number = 0
 	return late
 }
