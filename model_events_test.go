@@ -368,6 +368,8 @@ func (m *model) throttle(c *caller, r refusal) {
 	})
 	now := time.Now()
 	m.answered(c.wire)
+	for len(m.line) > 0 && m.takesBack(m.next(), now) { // it may have a slot that it had given back
+	}
 	m.throttled++
 	asked, absurd := r.retryAfter, r.retryAfter > m.absurd
 	if absurd {

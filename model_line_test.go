@@ -210,13 +210,11 @@ func (m *model) letGoBefore(end time.Time) {
 		gone = gone && start.Equal(at)
 		why := m.blocked(at)
 		sure := why == "" && !m.pace.surely(at).After(at)
+		if m.takesBack(c, at) {
+			continue
+		}
 		from := m.lender(c, at)
 		if from != nil && from.pauses != m.pauses {
-			// It must wait again itself, after the pause.
-			if m.held(at) >= m.limit || m.th.Limiter != nil {
-				m.giveBack(from)
-				continue
-			}
 			from = nil
 		}
 		// Where the pace is not known, who has more slots than before was let go.
@@ -293,6 +291,17 @@ func (m *model) lender(c *caller, at time.Time) (last *wireRequest) {
 		return nil
 	}
 	return last
+}
+
+// takesBack has the lender for c give back its slot, if it must wait again itself,
+// after a pause, and the slot is needed. It reports whether it does.
+func (m *model) takesBack(c *caller, at time.Time) bool {
+	from := m.lender(c, at)
+	if from == nil || from.pauses == m.pauses || m.held(at) < m.limit && m.th.Limiter == nil {
+		return false
+	}
+	m.giveBack(from)
+	return true
 }
 
 // send has c sent, or sent on the connection that it holds.
