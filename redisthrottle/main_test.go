@@ -165,6 +165,7 @@ func (w worker) start(t *testing.T) *exec.Cmd {
 type account struct {
 	*httptest.Server
 	jitter time.Duration // each way: uniform between 0 and this
+	frozen time.Duration // from permission to arrival: the process was frozen between
 	noise  *noise
 
 	handlers []*throttletest.Handler // the first one answers
@@ -174,7 +175,7 @@ type account struct {
 }
 
 func newAccount(t *testing.T, jitter, halt time.Duration) *account {
-	a := &account{jitter: jitter, noise: listen(t), served: make(map[string]int)}
+	a := &account{jitter: jitter, frozen: 3 * time.Second, noise: listen(t), served: make(map[string]int)}
 	for _, algorithm := range []throttletest.Algorithm{throttletest.SlidingLog, throttletest.FixedWindow, throttletest.TokenBucket, throttletest.GCRA} {
 		a.handlers = append(a.handlers, &throttletest.Handler{Algorithm: algorithm, Halt: halt})
 	}
@@ -193,8 +194,8 @@ func newAccount(t *testing.T, jitter, halt time.Duration) *account {
 
 func (a *account) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	time.Sleep(rand.N(a.jitter + 1))
-	if at, err := strconv.ParseInt(r.Header.Get("Permitted"), 10, 64); err == nil && time.Since(time.UnixMilli(at)) > 3*time.Second {
-		return // the process was frozen between: the doc says that such requests come on top
+	if at, err := strconv.ParseInt(r.Header.Get("Permitted"), 10, 64); err == nil && time.Since(time.UnixMilli(at)) > a.frozen {
+		return // the doc says that such requests come on top
 	}
 	for _, h := range a.handlers[1:] {
 		h.Allow(time.Now())

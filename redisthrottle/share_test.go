@@ -144,6 +144,7 @@ func TestHalt(t *testing.T) {
 	const pause = 3 * time.Second
 	server := startRedis(t)
 	a := newAccount(t, 0, pause)
+	a.frozen += pause // a request may wait with its connection, and is permitted anew
 	for i := range 4 {
 		worker{Number: i, URL: a.URL, Redis: server.Addr, Workers: 4, Backoff: pause}.start(t)
 	}
