@@ -95,7 +95,9 @@
 // a request that never answers keeps others waiting for about a minute at most. With a
 // negative Transit only the answer counts, or a failure: there such a request needs a
 // deadline. (A base with MaxConnsPerHost should not be used for hosts that may be dead:
-// requests that wait for its connections keep their slots.) The guarantee assumes that
+// requests that wait for its connections keep their slots. Nor should several accounts
+// share one: in a pause, requests of an account may keep its connections.) The
+// guarantee assumes that
 //
 //   - all requests of the account go through one Throttle, or through several whose
 //     limits add up to the account's, or that share a Limiter;

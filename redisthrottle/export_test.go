@@ -16,3 +16,15 @@ func (l *Limiter) Asked() int {
 	defer l.unlock()
 	return l.asked
 }
+
+// UnderWay returns the names of the tokens that requests use.
+func (l *Limiter) UnderWay() (names []string) {
+	l.lock()
+	defer l.unlock()
+	for _, t := range l.held {
+		if t.underWay() {
+			names = append(names, t.name)
+		}
+	}
+	return names
+}

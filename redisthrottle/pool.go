@@ -54,7 +54,8 @@ import (
 //     renew it.
 //   - Tokens that were thrown away or are missing are made anew after D: at a first
 //     start, after FLUSHALL, eviction, restart or failover (run_id changes).
-//     Meanwhile only renewals get tokens, for requests under way.
+//     Meanwhile only renewals get tokens, for requests under way. The new name has
+//     the old one in it: whoever did not get the reply is told again.
 //
 // # Pause
 //

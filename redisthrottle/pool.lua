@@ -9,7 +9,8 @@
 --       seen    hash: when a token in taken counts as lost, by the pool's clock
 -- ARGV  what to do, as JSON: Limiter.call has the fields
 --
--- A token is pool.number.generation. An error in the middle can lose tokens,
+-- A token is pool.number.generation. One that was made anew for its holder has its
+-- old name instead of number.generation. An error in the middle can lose tokens,
 -- never add any.
 local pool, free, taken, parked, seen = unpack(KEYS)
 local o = cjson.decode(ARGV[1])
@@ -94,12 +95,6 @@ local gap = num('gap')
 
 local delays, names = {}, {} -- of tokens that wait for their turn; of tokens made anew
 
-local function mint()
-  set('made', num('made') + 1)
-  set('names', num('names') + 1)
-  return f.id .. '.' .. string.format('%d', num('names')) .. '.0'
-end
-
 -- place puts a token that is in no list into free, at its turn, or into parked.
 local function place(token, how)
   if f.ready ~= '1' or num('made') > limit then
@@ -146,9 +141,14 @@ end
 for i, change in ipairs(o.changes) do
   local how, token = unpack(change)
   local there = redis.call('LREM', taken, 1, token) == 1
-  if how == 'renew' and not there and f.ready ~= '1' and num('made') < limit then
-    token, there = mint(), true
-    names[tostring(i - 1)] = token
+  if not there then -- perhaps it was made anew, and its holder did not get the reply
+    token = f.id .. '.' .. token
+    there = redis.call('LREM', taken, 1, token) == 1
+    if how == 'renew' and not there and f.ready ~= '1' and num('made') < limit then
+      set('made', num('made') + 1)
+      there = true
+    end
+    if there then names[tostring(i - 1)] = token end
   end
   if there and how == 'renew' then
     redis.call('RPUSH', taken, token)
@@ -174,7 +174,11 @@ for i, change in ipairs(o.changes) do
 end
 
 if clock >= num('at') then set('ready', '1') end
-while f.ready == '1' and num('made') < limit do place(mint(), 'sent') end
+while f.ready == '1' and num('made') < limit do
+  set('made', num('made') + 1)
+  set('names', num('names') + 1)
+  place(f.id .. '.' .. string.format('%d', num('names')) .. '.0', 'sent')
+end
 while num('made') > limit and (f.phase ~= 'probe' and redis.call('LPOP', free) or redis.call('LPOP', parked)) do
   set('made', num('made') - 1)
 end

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -77,9 +78,9 @@ func (p *pool) lists(want ...string) {
 		got := p.client.LRange(p.Context(), key, 0, -1).Val()
 		got = slices.DeleteFunc(got, func(token string) bool { return token == "-" })
 		for i, token := range got {
-			var number, generation int
-			fmt.Sscanf(token[strings.IndexByte(token, '.')+1:], "%d.%d", &number, &generation)
-			got[i] = fmt.Sprintf("%d.%d", number-1, generation)
+			parts := strings.Split(token, ".")
+			number, _ := strconv.Atoi(parts[len(parts)-2])
+			got[i] = fmt.Sprintf("%d.%s", number-1, parts[len(parts)-1])
 		}
 		if !slices.Equal(got, strings.Fields(want[i])) {
 			p.Errorf("%s: %v, want %s", key, got, want[i])
@@ -127,7 +128,7 @@ func TestCount(t *testing.T) {
 				t.Errorf("state %s", r.State)
 			}
 			// Requests that may yet arrive get tokens at once, others what is left.
-			r = p.must(order{changes: []change{{"renew", "x.1.0"}, {"renew", ""}}})
+			r = p.must(order{changes: []change{{"renew", "x.1.0"}, {"renew", "x.2.0"}}})
 			if !strings.HasPrefix(r.Names[0], r.ID) || !strings.HasPrefix(r.Names[1], r.ID) {
 				t.Errorf("%+v", r)
 			}
@@ -135,11 +136,40 @@ func TestCount(t *testing.T) {
 			p.must(order{changes: []change{{"sent", r.Names[0]}}})
 			p.lists("", "1.0", "")
 			p.endSilence()
-			p.lists("2.0 3.0", "1.0", "")
+			p.lists("0.0 1.0", "1.0", "")
 			p.must(order{changes: []change{{"sent", r.Names[1]}}})
-			p.lists("2.0 3.0 1.1", "", "")
+			p.lists("0.0 1.0 1.1", "", "")
 		})
 	}
+}
+
+// TestLostReply loses the reply to a step that made tokens anew for requests under
+// way: the next one must find these, by their old names.
+func TestLostReply(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	a, b, c := p.take(), p.take(), p.take()
+	p.client.FlushAll(t.Context())
+	p.must(order{}) // silent
+	all := order{changes: []change{{"renew", a}, {"renew", b}, {"renew", c}}}
+	lost := p.must(all)
+	p.must(order{changes: []change{{"sent", c}}}) // its reply is lost, too
+	p.lists("", "0.0 1.0", "")
+	p.must(order{changes: []change{{"sent", c}}})
+	p.lists("", "0.0 1.0", "")
+
+	two := order{changes: []change{{"renew", a}, {"renew", b}}}
+	r := p.must(two)
+	if r.Names[0] != lost.Names[0] || r.Names[1] != lost.Names[1] {
+		t.Errorf("renewed again: %v, want %v", r.Names, lost.Names)
+	}
+	p.endSilence()
+	p.lists("0.0", "0.0 1.0", "")
+	p.must(two) // at any time
+	p.must(order{changes: []change{{"sent", b}}})
+	p.lists("0.0 1.1", "0.0", "")
+	p.must(order{changes: []change{{"renew", r.Names[0]}, {"sent", r.Names[1]}, {"sent", b}}})
+	p.lists("0.0 1.1", "0.0", "")
 }
 
 // TestLost has tokens come back that nobody renews, by the pool's clock: it

@@ -68,7 +68,7 @@ func (l *Limiter) run() {
 	defer l.unlock()
 	now := time.Now()
 	l.came(r.Token, o.sent)
-	l.came(name, now)
+	l.came(name, o.sent) // earlier than it was asked for
 	switch {
 	case losses != l.losses: // BLMOVE found first that Redis is away
 	case err != nil:
@@ -124,6 +124,9 @@ func (l *Limiter) apply(o order, r reply, now time.Time) {
 	}
 	if l.pause.Equal(o.until) && r.State != foreign {
 		l.pause = time.Time{}
+	}
+	if r.ID != before.ID && l.pausedUntil.After(now) {
+		l.pause = later(l.pause, l.pausedUntil) // the new pool does not know it
 	}
 	paused := now.Add(time.Duration(r.Left * float64(time.Millisecond)))
 	if r.Left == 0 || before.Left == 0 || before.Number != r.Number || paused.Before(l.pausedUntil) {
