@@ -20,8 +20,7 @@
 //
 // The first use of an empty Redis waits for 3 s + Transit + Window: 4.3 s by
 // default, 63.3 s with a Window of a minute. Redis keeps what it knows for 30 days
-// after the last use, so this happens once. It may take twice as long where the
-// delay to Redis varies by more than 100 ms. Later, a process that starts waits for
+// after the last use, so this happens once. Later, a process that starts waits for
 // its connection and one round trip.
 //
 // A process with requests in line calls Redis about 16 times per second when

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,21 +16,26 @@ import (
 	"example.com/clarifaihttp/redisthrottle"
 )
 
-// A lateConn asks late before it hands on the reply to a command.
+// A lateConn calls send before it sends a command, and late before it hands on the
+// reply, unless they are nil.
 type lateConn struct {
 	net.Conn
+	send    func(command []byte)
 	late    func(command, reply []byte) error
 	command []byte
 }
 
 func (c *lateConn) Write(b []byte) (int, error) {
 	c.command = bytes.ToLower(b)
+	if c.send != nil {
+		c.send(c.command)
+	}
 	return c.Conn.Write(b)
 }
 
 func (c *lateConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	if err == nil {
+	if err == nil && c.late != nil {
 		err = c.late(c.command, b[:n])
 	}
 	if err != nil {
@@ -105,5 +111,30 @@ func TestFlushInPause(t *testing.T) {
 				t.Fatalf("let go %v after the flush, in a pause of a minute", time.Since(begin))
 			}
 		}
+	}
+}
+
+// TestJitter starts with an empty Redis, and every other call is late: that must not
+// look like a jump of Redis's clock.
+func TestJitter(t *testing.T) {
+	t.Parallel()
+	server, n := startRedis(t), listen(t)
+	var calls atomic.Int64
+	client := redis.NewClient(&redis.Options{Addr: server.Addr, Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
+		return &lateConn{Conn: c, send: func(command []byte) {
+			if bytes.Contains(command, []byte("evalsha")) && calls.Add(1)%2 == 1 {
+				time.Sleep(300 * ms)
+			}
+		}}, err
+	}})
+	defer client.Close()
+	l := redisthrottle.New(client, redisthrottle.Config{Logger: quiet})
+	begin := time.Now()
+	wait(t, l, 20*time.Second)
+	if d := time.Since(begin); d > 5500*ms {
+		n.slow(t, "the first permission came after %v", d)
+	} else {
+		t.Logf("the first permission came after %v, with %d calls", d, calls.Load())
 	}
 }

@@ -43,7 +43,8 @@ import (
 // ([Limiter] says what if not). So if a process is silent for D, its requests
 // arrived more than W ago. The pool's clock measures D. It is Redis's, but from
 // step to step it advances so little (most, in pool.lua) that living processes
-// renew in time, and not at all if the caller finds that Redis's clock jumped.
+// renew in time, and by 100 ms more at most than the caller's clock allows: Redis's
+// may jump.
 //
 //   - A token in taken that nobody renewed for D is lost: its process died, or the
 //     reply to BLMOVE did. A step gives it back. If no step saw it there before, D

@@ -31,12 +31,13 @@ local function set(name, v)
   redis.call('HSET', pool, name, v)
 end
 
--- The pool's clock, by which silences end.
+-- The pool's clock, by which silences end. Where Redis's jumped forward since the
+-- caller's last step, only what the caller reckons counts.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local least = math.min(o.silence, f.silence and num('silence') or o.silence)
-local passed, most = math.max(0, now - num('now')), least - math.min(least / 3, o.tick) - 400
-if o.clock > 0 and math.abs(now - o.clock) > 100 then passed = 0 end
+local passed = math.max(0, math.min(now, o.clock > 0 and o.clock + 100 or now) - num('now'))
+local most = least - math.min(least / 3, o.tick) - 400
 local clock = num('clock') + math.min(passed, most)
 set('now', now) -- fails first, out of memory
 set('clock', clock)

@@ -173,7 +173,7 @@ func TestLostReply(t *testing.T) {
 }
 
 // TestLost has tokens come back that nobody renews, by the pool's clock: it
-// stands still while nobody calls, or where Redis's steps.
+// stands still while nobody calls, or where Redis's jumps.
 func TestLost(t *testing.T) {
 	t.Parallel()
 	p := newPool(t)
@@ -200,14 +200,23 @@ func TestLost(t *testing.T) {
 		t.Errorf("somebody should call in %v ms", r.Wait)
 	}
 	before = clock()
-	ago(2 * time.Second)
-	p.must(order{clock: r.Now + 5000})
-	p.must(order{clock: r.Now - 5000})
-	if d := clock() - before; d > 50 {
-		t.Errorf("steps of the clock count for %v ms", d)
+	ago(time.Hour)
+	p.must(order{clock: r.Now - time.Hour.Seconds()*1000})
+	if d := clock() - before; d > 150 {
+		t.Errorf("a jump of the clock counts for %v ms", d)
+	}
+	p.client.HSet(t.Context(), p.keys[0], "now", r.Now+time.Hour.Seconds()*1000)
+	p.must(order{clock: r.Now + time.Hour.Seconds()*1000})
+	if d := clock() - before; d > 150 {
+		t.Errorf("a jump back counts for %v ms", d)
 	}
 	p.must(order{changes: []change{{"renew", b}}})
+	before = clock()
 	ago(2 * time.Second)
+	r = p.must(order{clock: r.Now - 300}) // the call, or the one before, was under way for long
+	if d := clock() - before; d < 1750 {
+		t.Errorf("2 s count for %v ms", d)
+	}
 	p.must(order{})
 	p.lists("2.0 0.1", "1.0", "")
 	p.must(order{changes: []change{{"sent", a}}})
@@ -232,7 +241,7 @@ func TestUnseen(t *testing.T) {
 		p.client.HSet(t.Context(), p.keys[0], "look", 0) // the next would be 3 ms later
 		o := order{}
 		if tt.step {
-			o.clock = now - 1e6
+			o.clock = now - float64(tt.ago.Milliseconds())
 		}
 		begin := time.Now()
 		if r := p.must(o); r.Wait > tt.want+1 || r.Wait < tt.want-float64(time.Since(begin).Milliseconds())-200 {
