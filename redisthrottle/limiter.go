@@ -21,7 +21,7 @@ const (
 	// within patience of the beginning of its BLMOVE.
 	block        = 1000 * time.Millisecond
 	patience     = 1180 * time.Millisecond
-	callPatience = 800 * time.Millisecond // for the script, a connection included
+	callPatience = 800 * time.Millisecond // for the script, a connection included; longer if Redis is far
 
 	// A request is written within grace of the process's asking for its token, if
 	// the process is cut off from Redis, killed or frozen. This is an assumption.
@@ -58,9 +58,10 @@ var ErrClosed = errors.New("redisthrottle: limiter is closed")
 // # When Redis is away
 //
 // No error, no delay, no missing key ever permits a request. Redis is away when a
-// call fails or takes too long: 0.8 s for the script, 1.2 s for BLMOVE. Then
-// one goroutine tries new connections, after 0.1 s at first, later every second.
-// Requests wait until their contexts end; see Config.Fallback for another way.
+// call fails or takes too long: 1.2 s for BLMOVE, 0.8 s for the script, or up to
+// 1.2 s if Redis is more than 200 ms away. Then one goroutine tries new connections,
+// after 0.1 s at first, later every second. Requests wait until their contexts end;
+// see Config.Fallback for another way.
 type Limiter struct {
 	config  Config
 	keys    []string      // pool, free, taken, parked, seen

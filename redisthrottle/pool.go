@@ -91,18 +91,19 @@ var (
 
 // An order is what one call of the script is to do.
 type order struct {
-	sent    time.Time
-	takes   int           // BLMOVEs begun before
-	clock   float64       // Redis's, as it should be; 0: unknown
-	known   string        // number of the latest pause that is known
-	over    string        // known, if that pause is over by the process's clock
-	gap     time.Duration // between tokens, by the pace
-	pause   time.Duration
-	until   time.Time // end of pause
-	cut     gate.State
-	want    bool // a free token, if there is one
-	changes []change
-	tokens  []*token // of changes
+	sent     time.Time
+	patience time.Duration // with the call
+	takes    int           // BLMOVEs begun before
+	clock    float64       // Redis's, as it should be; 0: unknown
+	known    string        // number of the latest pause that is known
+	over     string        // known, if that pause is over by the process's clock
+	gap      time.Duration // between tokens, by the pace
+	pause    time.Duration
+	until    time.Time // end of pause
+	cut      gate.State
+	want     bool // a free token, if there is one
+	changes  []change
+	tokens   []*token // of changes
 }
 
 // A change is what is to be done with a token, and its name: "renew" it, or give
@@ -126,11 +127,7 @@ type reply struct {
 
 // call runs the script by client.
 func (l *Limiter) call(client redis.UniversalClient, o order) (r reply, err error) {
-	timeout := callPatience
-	if o.clock == 0 {
-		timeout = patience // it may need a first connection
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), o.patience)
 	defer cancel()
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 	c, server, start := &l.config, "", l.silence

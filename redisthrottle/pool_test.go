@@ -47,6 +47,7 @@ func newPool(t *testing.T) *pool {
 
 func (p *pool) must(o order) reply {
 	p.Helper()
+	o.patience = patience
 	r, err := p.call(p.client, o)
 	if err != nil {
 		p.Fatal(err)

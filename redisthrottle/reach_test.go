@@ -285,7 +285,7 @@ func TestDistance(t *testing.T) {
 		limit    int
 		want     float64 // share of the limit
 	}{
-		{0, 15, 0.90}, {41 * ms, 15, 0.90}, {61 * ms, 15, 0.88}, {77 * ms, 15, 0.85},
+		{0, 15, 0.90}, {41 * ms, 15, 0.90}, {61 * ms, 15, 0.88}, {77 * ms, 15, 0.85}, {300 * ms, 15, 0.55},
 		{12 * ms, 100, 0.85}, {22 * ms, 100, 0.85},
 	} {
 		t.Run(fmt.Sprint(tt.limit, " at ", tt.distance), func(t *testing.T) {

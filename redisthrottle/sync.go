@@ -85,7 +85,7 @@ func (l *Limiter) run() {
 func (l *Limiter) order(now time.Time) order {
 	p := gate.NewPace(cmp.Or(l.view.Limit, l.config.Limit), l.config.Window)
 	p.State = l.pace
-	o := order{sent: now, takes: l.takes, want: l.waiting && l.asked == 0 && l.granted(now) == nil, known: l.view.Number, until: l.pause, pause: l.pause.Sub(now)}
+	o := order{sent: now, patience: patience, takes: l.takes, want: l.waiting && l.asked == 0 && l.granted(now) == nil, known: l.view.Number, until: l.pause, pause: l.pause.Sub(now)}
 	if rate := p.Rate(now); !math.IsInf(rate, 1) {
 		o.gap = time.Duration(float64(time.Second) / rate)
 	}
@@ -94,6 +94,7 @@ func (l *Limiter) order(now time.Time) order {
 		o.cut = p.State
 	}
 	if !l.synced.IsZero() {
+		o.patience = min(max(callPatience, 4*l.distance), patience)
 		o.clock = l.view.Now + float64(now.Sub(l.synced))/float64(time.Millisecond)
 	}
 	if l.view.Left > 0 && !now.Before(l.pausedUntil) {
