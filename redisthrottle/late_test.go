@@ -44,6 +44,19 @@ func (c *lateConn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
+// lateClient returns a client whose connections call send and late, as lateConn says.
+func lateClient(t *testing.T, addr string, send func(command []byte), late func(command, reply []byte) error) *redis.Client {
+	client := redis.NewClient(&redis.Options{Addr: addr, Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &lateConn{Conn: c, send: send, late: late}, nil
+	}})
+	t.Cleanup(func() { client.Close() })
+	return client
+}
+
 // TestLateAfterTrouble has Redis answer late, within the time-outs, when a process
 // finds that it is back: the token that this finds is too old to be used.
 func TestLateAfterTrouble(t *testing.T) {
@@ -68,15 +81,7 @@ func TestLateAfterTrouble(t *testing.T) {
 		time.Sleep(d)
 		return err
 	}
-	client := redis.NewClient(&redis.Options{Addr: server.Addr, Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := new(net.Dialer).DialContext(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		return &lateConn{Conn: c, late: late}, nil
-	}})
-	defer client.Close()
-	l := redisthrottle.New(client, redisthrottle.Config{Limit: 3, Logger: quiet})
+	l := redisthrottle.New(lateClient(t, server.Addr, nil, late), redisthrottle.Config{Limit: 3, Logger: quiet})
 	wait(t, l, 10*time.Second)
 	l.Arrived()
 	idle(t, l)
@@ -120,15 +125,11 @@ func TestJitter(t *testing.T) {
 	t.Parallel()
 	server, n := startRedis(t), listen(t)
 	var calls atomic.Int64
-	client := redis.NewClient(&redis.Options{Addr: server.Addr, Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := new(net.Dialer).DialContext(ctx, network, addr)
-		return &lateConn{Conn: c, send: func(command []byte) {
-			if bytes.Contains(command, []byte("evalsha")) && calls.Add(1)%2 == 1 {
-				time.Sleep(300 * ms)
-			}
-		}}, err
-	}})
-	defer client.Close()
+	client := lateClient(t, server.Addr, func(command []byte) {
+		if bytes.Contains(command, []byte("evalsha")) && calls.Add(1)%2 == 1 {
+			time.Sleep(300 * ms)
+		}
+	}, nil)
 	l := redisthrottle.New(client, redisthrottle.Config{Logger: quiet})
 	begin := time.Now()
 	wait(t, l, 20*time.Second)
