@@ -10,8 +10,8 @@
 -- ARGV  what to do, as JSON: Limiter.call has the fields
 --
 -- A token is pool.number.generation. One that was made anew for its holder has its
--- old name instead of number.generation. An error in the middle can lose tokens,
--- never add any.
+-- old name instead of the number. An error in the middle can lose tokens, never
+-- add any.
 local pool, free, taken, parked, seen = unpack(KEYS)
 local o = cjson.decode(ARGV[1])
 
@@ -143,7 +143,7 @@ for i, change in ipairs(o.changes) do
   local how, token = unpack(change)
   local there = redis.call('LREM', taken, 1, token) == 1
   if not there then -- perhaps it was made anew, and its holder did not get the reply
-    token = f.id .. '.' .. token
+    token = f.id .. '.' .. token .. '.0'
     there = redis.call('LREM', taken, 1, token) == 1
     if how == 'renew' and not there and f.ready ~= '1' and num('made') < limit then
       set('made', num('made') + 1)

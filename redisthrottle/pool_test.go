@@ -80,8 +80,12 @@ func (p *pool) lists(want ...string) {
 		got = slices.DeleteFunc(got, func(token string) bool { return token == "-" })
 		for i, token := range got {
 			parts := strings.Split(token, ".")
-			number, _ := strconv.Atoi(parts[len(parts)-2])
-			got[i] = fmt.Sprintf("%d.%s", number-1, parts[len(parts)-1])
+			for _, part := range parts { // pools come before the number
+				if number, err := strconv.Atoi(part); err == nil {
+					got[i] = fmt.Sprintf("%d.%s", number-1, parts[len(parts)-1])
+					break
+				}
+			}
 		}
 		if !slices.Equal(got, strings.Fields(want[i])) {
 			p.Errorf("%s: %v, want %s", key, got, want[i])
@@ -171,6 +175,35 @@ func TestLostReply(t *testing.T) {
 	p.lists("0.0 1.1", "0.0", "")
 	p.must(order{changes: []change{{"renew", r.Names[0]}, {"sent", r.Names[1]}, {"sent", b}}})
 	p.lists("0.0 1.1", "0.0", "")
+}
+
+// TestSameNumber has a token that came back and its next generation both be made
+// anew: their names must differ, and whatever follows from them.
+func TestSameNumber(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	a := p.take()
+	p.must(order{changes: []change{{"sent", a}}}) // as lost: its holder is cut off
+	p.take()
+	p.take()
+	b := p.take() // a's next generation
+	p.client.FlushAll(t.Context())
+	p.must(order{})
+	r := p.must(order{changes: []change{{"renew", a}, {"renew", b}}})
+	p.endSilence()
+	p.must(order{changes: []change{{"sent", r.Names[0]}}})
+	p.take()
+	c := p.take()
+	if c == r.Names[1] {
+		t.Errorf("%s is in taken twice", c)
+	}
+	back := order{changes: []change{{"sent", r.Names[1]}}}
+	p.must(back)
+	p.must(back)
+	taken := p.client.LRange(t.Context(), p.keys[2], 0, -1).Val()
+	if free := p.client.LLen(t.Context(), p.keys[1]).Val(); free != 1 || !slices.Contains(taken, c) {
+		t.Errorf("%d are free, taken: %q, %s is under way", free, taken, c)
+	}
 }
 
 // TestLost has tokens come back that nobody renews, by the pool's clock: it
