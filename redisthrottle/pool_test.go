@@ -177,6 +177,33 @@ func TestLostReply(t *testing.T) {
 	p.lists("0.0 1.1", "0.0", "")
 }
 
+// TestPauseLostTwice has Redis lose its data in a pause, and again in the silence
+// that follows: each new pool is told of the pause.
+func TestPauseLostTwice(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	step := func() {
+		t.Helper()
+		p.lock()
+		o := p.order(time.Now())
+		p.unlock()
+		r := p.must(o)
+		p.lock()
+		p.apply(o, r, time.Now())
+		p.unlock()
+	}
+	p.pause = time.Now().Add(time.Minute)
+	step()
+	for i := range 2 {
+		p.client.FlushAll(t.Context())
+		step() // finds the new pool
+		step() // reports the pause
+		if phase := p.client.HGet(t.Context(), p.keys[0], "phase").Val(); phase != "paused" {
+			t.Errorf("after loss %d: phase %q", i+1, phase)
+		}
+	}
+}
+
 // TestSameNumber has a token that came back and its next generation both be made
 // anew: their names must differ, and whatever follows from them.
 func TestSameNumber(t *testing.T) {

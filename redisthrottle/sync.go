@@ -130,7 +130,7 @@ func (l *Limiter) apply(o order, r reply, now time.Time) {
 		l.pause = later(l.pause, l.pausedUntil) // the new pool does not know it
 	}
 	paused := now.Add(time.Duration(r.Left * float64(time.Millisecond)))
-	if r.Left == 0 || before.Left == 0 || before.Number != r.Number || paused.Before(l.pausedUntil) {
+	if r.State != silent && (r.Left == 0 || before.Left == 0 || before.Number != r.Number || paused.Before(l.pausedUntil)) {
 		l.pausedUntil = paused
 	}
 	at := func(ms float64) time.Time {
